@@ -1,0 +1,361 @@
+"""Typed, validated settings: what an experiment is, which runs it expands to, and how a run is identified.
+
+An :class:`Experiment` (one YAML file) expands into :class:`Run` objects. Settings are merged, later ones winning:
+preset, the dataset's own defaults, the experiment's overrides, the variant. Everything is checked when the file is
+read, before any work starts. :class:`BoundRun` ties a run to the data it will see; its ``run_id`` ends in a hash of
+everything that changes the numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from btinet.errors import InputError
+
+NUMERICS = 1
+"""Version of the code that computes the numbers. Raise it with any change that alters a trained weight or a
+prediction: runs made before keep their results, under their own run_id. tests/training/test_golden.py notices."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Strict):
+    """BTI-Net's architecture (paper Sec. 3 and Table A1)."""
+
+    encoder: str = "tf_efficientnet_b4"
+    pretrained: bool = True
+    """Start the encoder from ImageNet weights (a safetensors file: --weights or BTINET_WEIGHTS)."""
+    drop_path: float = Field(0.2, ge=0, lt=1)
+    decoder_channels: tuple[int, int, int, int] = (384, 192, 96, 48)
+    clf_dim: int = Field(256, ge=8)
+    tau: float = Field(0.7, gt=0, le=10)
+    """Bound of TIM's modulation, mu in [1, 1 + tau] (Eq. 7)."""
+    gate_hidden: int = Field(32, ge=1)
+    gate_projection: int = Field(64, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    mscf: bool = True
+    tim: bool = True
+    upa: bool = True
+
+    @model_validator(mode="after")
+    def _gate_needs_interaction(self) -> ModelSettings:
+        if self.upa and not self.tim:
+            raise ValueError("upa gates TIM's output: it needs tim: true")
+        return self
+
+
+class LossSettings(Strict):
+    """Losses and their weights (Table A1; notes 3b where the paper is silent)."""
+
+    tversky_fn: float = Field(0.7, ge=0)
+    tversky_fp: float = Field(0.3, ge=0)
+    tversky_gamma: float = Field(0.75, gt=0)
+    tversky_smooth: float = Field(1.0, gt=0)
+    boundary: float = Field(0.25, ge=0)
+    texture: float = Field(0.15, ge=0)
+    focal_gamma: float = Field(2.0, ge=0)
+    seg_weight: float = Field(0.82, ge=0, le=1)
+    """Initial weight of the segmentation loss; classification has the rest."""
+    adaptive: bool = True
+    """Move the two weights by relative validation improvement after each epoch (App. B)."""
+    gate_weight: float = Field(1.0, ge=0)
+    """lambda_gate of Eq. 21."""
+
+
+class StageSettings(Strict):
+    """One training stage's budget and its early stopping."""
+
+    epochs: int = Field(ge=1)
+    patience: int = Field(ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+
+
+class TrainSettings(Strict):
+    """Optimisation and augmentation (App. B, Table A1)."""
+
+    stage1: StageSettings = StageSettings(epochs=50, patience=10)
+    stage2: StageSettings = StageSettings(epochs=15, patience=5)
+    batch_size: int = Field(8, ge=2)
+    val_batch_size: int = Field(16, ge=2)
+    weight_decay: float = Field(1e-5, ge=0)
+    plateau_factor: float = Field(0.5, gt=0, lt=1)
+    plateau_patience: int = Field(5, ge=0)
+    min_learning_rate: float = Field(1e-6, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    rotate_degrees: float = Field(15.0, ge=0, le=180)
+    rotate_probability: float = Field(0.7, ge=0, le=1)
+
+
+class EvaluationSettings(Strict):
+    """How a trained model is evaluated; changing these repeats the evaluation, not the training."""
+
+    mc_passes: int = Field(30, ge=0)
+    """Monte Carlo dropout passes; 0 leaves it out."""
+    mc_scope: Literal["all", "head"] = "all"
+    """Which dropout is active: decoder and head, or the classification head only."""
+
+
+class Settings(Strict):
+    """Everything about a run that the experiment may set."""
+
+    image_size: int = Field(224, ge=32, le=2048)
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("image_size")
+    @classmethod
+    def _multiple_of_32(cls, value: int) -> int:
+        if value % 32:
+            raise ValueError("must be a multiple of 32, the encoder's total stride")
+        return value
+
+
+Overrides = dict[str, Any]
+
+PRESETS: dict[str, Overrides] = {
+    "paper": {},
+    "tiny": {  # the same code at a size for laptops and tests
+        "image_size": 64,
+        "model": {
+            "encoder": "tf_efficientnet_b0",
+            "pretrained": False,
+            "drop_path": 0.0,
+            "decoder_channels": (48, 32, 24, 16),
+            "clf_dim": 32,
+            "gate_hidden": 16,
+            "gate_projection": 16,
+        },
+        "train": {
+            "stage1": {"epochs": 10, "patience": 10, "learning_rate": 1e-3},
+            "stage2": {"epochs": 5, "patience": 5, "learning_rate": 3e-3},
+        },
+    },
+}
+
+DATASET_DEFAULTS: dict[str, Overrides] = {
+    "busi": {"loss": {"gate_weight": 0.5}},  # App. B: small dataset, noisy soft-IoU
+}
+
+VARIANTS: dict[str, Overrides] = {
+    "full": {},
+    "no-mscf": {"model": {"mscf": False}},
+    "no-upa": {"model": {"upa": False}},
+    "no-mscf-no-upa": {"model": {"mscf": False, "upa": False}},
+    "no-tim": {"model": {"tim": False, "upa": False}},
+    "plain": {"model": {"mscf": False, "tim": False, "upa": False}},
+}
+"""Table 4's rows, by what they leave out."""
+
+
+class DatasetSettings(Strict):
+    """Which images."""
+
+    name: str
+    root: str | None = None
+    """Folder that holds the official layout; else the experiment's data_root."""
+    max_samples: int | None = Field(None, ge=8)
+    """Use a class-stratified subset of at most this many samples (for the phantom: how many to draw)."""
+
+
+class StorageSettings(Strict):
+    """Where results live: a disk (file://) or object storage (s3://)."""
+
+    url: str = "file://results"
+    endpoint: str | None = None
+    """URL of an S3-compatible server; AWS's own when left out."""
+
+
+class ResourceSettings(Strict):
+    """What one training job gets on the cluster. None of this changes the numbers' identity."""
+
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0)
+    """How often a job is started again after losing a worker."""
+    max_parallel_runs: int | None = Field(None, ge=1)
+    """At most this many runs at once; by default as many as the cluster's CPUs and GPUs hold."""
+
+
+class Run(Strict):
+    """One (dataset, method, variant, preset, seed), with its merged settings."""
+
+    dataset: DatasetSettings
+    method: str
+    variant: str
+    preset: str
+    seed: int
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """How a person names the run within its experiment: ``phantom/btinet/full/42``."""
+        return f"{self.dataset.name}/{self.method}/{self.variant}/{self.seed}"
+
+
+class BoundRun(Strict):
+    """A run tied to the very data it will see."""
+
+    run: Run
+    prepared: str
+    """Content hash of the prepared dataset."""
+    split: str
+    """Identity of the split table, e.g. ``paper-s42``."""
+    weights_sha256: str | None
+    """Hash of the encoder's initial weights; None when it starts from random ones."""
+
+    @property
+    def run_id(self) -> str:
+        """Readable, ending in a hash of everything that changes the trained weights."""
+        run = self.run
+        settings = run.settings.model_dump(mode="json", exclude={"evaluation"})
+        identity = {
+            "numerics": NUMERICS,
+            "method": run.method,
+            "seed": run.seed,
+            "settings": settings,
+            "prepared": self.prepared,
+            "split": self.split,
+            "weights": self.weights_sha256,
+        }
+        return f"{run.key.replace('/', '-')}-{run.preset}-{json_hash(identity)[:10]}"
+
+
+class Experiment(Strict):
+    """An experiment file: datasets x methods x variants x seeds, and how to run them."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    datasets: tuple[DatasetSettings, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(("btinet",), min_length=1)
+    variants: tuple[str, ...] = Field(("full",), min_length=1)
+    preset: str = "paper"
+    seeds: tuple[int, ...] = Field((42, 123, 456), min_length=1)
+    data_root: str | None = None
+    """Folder below which datasets are looked for; else BTINET_DATA_ROOT."""
+    weights: str | None = None
+    """safetensors file of the encoder's ImageNet weights; else BTINET_WEIGHTS."""
+    storage: StorageSettings = StorageSettings()
+    resources: ResourceSettings = ResourceSettings()
+    image_size: int | None = None
+    model: Overrides = {}
+    loss: Overrides = {}
+    train: Overrides = {}
+    evaluation: Overrides = {}
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Experiment:
+        _require_known("preset", [self.preset], PRESETS)
+        _require_known("variants", self.variants, VARIANTS)
+        for field in ("methods", "variants", "seeds"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field}: a value is listed twice")
+        names = [dataset.name for dataset in self.datasets]
+        if len(set(names)) < len(names):
+            raise ValueError("datasets: a name is listed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_are_valid(self) -> Experiment:
+        self.runs()
+        return self
+
+    def settings(self, dataset: str, variant: str) -> Settings:
+        """Merged and validated settings of this experiment's runs on ``dataset``."""
+        own = {name: getattr(self, name) for name in ("model", "loss", "train", "evaluation")}
+        if self.image_size is not None:
+            own["image_size"] = self.image_size
+        merged: Overrides = {}
+        for layer in (PRESETS[self.preset], DATASET_DEFAULTS.get(dataset, {}), own, VARIANTS[variant]):
+            merged = _merge(merged, layer)
+        return Settings.model_validate(merged)
+
+    def runs(self) -> list[Run]:
+        """Every run, in the order datasets, methods, variants, seeds."""
+        return [
+            Run(
+                dataset=dataset,
+                method=method,
+                variant=variant,
+                preset=self.preset,
+                seed=seed,
+                settings=self.settings(dataset.name, variant),
+            )
+            for dataset in self.datasets
+            for method in self.methods
+            for variant in self.variants
+            for seed in self.seeds
+        ]
+
+    def run(self, key: str) -> Run:
+        """The run named ``dataset/method/variant/seed``."""
+        runs = {run.key: run for run in self.runs()}
+        if key not in runs:
+            raise InputError(f"experiment {self.name!r} has no run {key!r}; it has: {', '.join(runs)}")
+        return runs[key]
+
+
+def load_experiment(path: str | Path, **replace: Any) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: YAML file.
+        replace: top-level fields that take the place of the file's; None means "as in the file".
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key or an impossible value; every fault is listed.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such experiment file; examples are in experiments/") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping with name, datasets, ...; see experiments/quick.yaml")
+    content |= {field: value for field, value in replace.items() if value is not None}
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {len(_faults(error))} problem(s)\n" + "\n".join(_faults(error))) from error
+
+
+def json_hash(value: Any) -> str:
+    """SHA-256 of the value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _faults(error: ValidationError) -> list[str]:
+    remedies = {"extra_forbidden": "unknown key: check its spelling against docs/configuration.md, or remove it"}
+    lines = []
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"]) or "experiment"
+        message = remedies.get(fault["type"], fault["msg"])
+        given = "" if fault["type"] == "missing" or isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+        lines.append(f"  {field}: {message}{given}")
+    return lines
+
+
+def _merge(base: Overrides, over: Overrides) -> Overrides:
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = _merge(base[key], value) if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _require_known(field: str, names: Any, known: dict[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{field}: {name!r} is unknown; choose from {', '.join(known)}")

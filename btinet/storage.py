@@ -1,0 +1,198 @@
+"""One URL -> files on a disk or in object storage, with atomic writes.
+
+Everything that outlives a process goes through :class:`Storage`. A reader sees a file either whole or not at all:
+on a disk a file is written beside its final name and renamed; an object store publishes an object when its
+upload completes. Retries of object-storage requests are botocore's, bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from btinet.errors import InputError
+
+CHUNK = 8 * 2**20
+
+
+@lru_cache
+def _filesystem(protocol: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
+    if protocol == "file":
+        return fsspec.filesystem("file")
+    if protocol != "s3":
+        raise InputError(f"storage URL scheme {protocol!r} is not supported: use file://PATH or s3://BUCKET/PREFIX")
+    return fsspec.filesystem(
+        "s3",
+        endpoint_url=endpoint,
+        use_listings_cache=False,  # other processes write here; a cached listing would hide their files
+        config_kwargs={
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "retries": {"max_attempts": 6, "mode": "standard"},
+            "s3": {"addressing_style": "path" if endpoint else "auto"},
+        },
+    )
+
+
+class Storage:
+    """A file or folder under a storage root; ``/`` makes a child, as with :class:`pathlib.Path`.
+
+    Args:
+        url: ``file:///abs/path``, a plain path, or ``s3://bucket/prefix``.
+        endpoint: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` is used when omitted. Credentials come
+            from the standard AWS environment or files, never from here.
+    """
+
+    def __init__(self, url: str, endpoint: str | None = None) -> None:
+        protocol, _, path = url.partition("://") if "://" in url else ("file", "", url)
+        if protocol == "file":
+            path = str(Path(path).expanduser().absolute())
+        self.protocol = protocol
+        self.path = path.rstrip("/")
+        self.endpoint = endpoint
+        self.fs = _filesystem(protocol, endpoint or os.environ.get("AWS_ENDPOINT_URL"))
+
+    @property
+    def url(self) -> str:
+        return f"{self.protocol}://{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def is_local(self) -> bool:
+        return self.protocol == "file"
+
+    def __truediv__(self, child: str) -> Storage:
+        return Storage(f"{self.url}/{child}", self.endpoint)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    # reading
+
+    def exists(self) -> bool:
+        return bool(self.fs.exists(self.path))
+
+    def size(self) -> int:
+        """Size in bytes; FileNotFoundError where there is no such file."""
+        return int(self.fs.size(self.path))
+
+    def read_bytes(self) -> bytes:
+        return bytes(self.fs.cat_file(self.path))
+
+    def read_json(self) -> Any:
+        return json.loads(self.read_bytes())
+
+    def read_table(self) -> pa.Table:
+        """Read one Parquet file."""
+        return pq.read_table(io.BytesIO(self.read_bytes()))
+
+    def sha256(self) -> str:
+        with self.fs.open(self.path, "rb") as stream:
+            return stream_sha256(stream)
+
+    def download(self, target: Path) -> None:
+        """Copy this file to ``target`` on the local disk, atomically."""
+        _replace(target, lambda part: self.fs.get_file(self.path, str(part)))
+
+    def children(self) -> list[Storage]:
+        """The files and folders directly below, by name; none if this folder does not exist."""
+        if not self.exists():
+            return []
+        names = sorted(entry.rstrip("/").rpartition("/")[2] for entry in self.fs.ls(self.path, detail=False))
+        return [self / name for name in names if name and not name.endswith(".part")]
+
+    def find(self, suffix: str) -> list[Storage]:
+        """Every file at any depth below whose name ends in ``suffix``, by path."""
+        if not self.exists():
+            return []
+        found = sorted(path for path in self.fs.find(self.path) if path.endswith(suffix))
+        return [Storage(f"{self.protocol}://{path}", self.endpoint) for path in found]
+
+    # writing
+
+    def write_bytes(self, data: bytes) -> None:
+        if self.is_local:
+            _replace(Path(self.path), lambda part: part.write_bytes(data))
+        else:
+            self.fs.pipe_file(self.path, data)
+
+    def write_text(self, text: str) -> None:
+        self.write_bytes(text.encode())
+
+    def write_json(self, value: Any) -> None:
+        self.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def write_table(self, table: pa.Table) -> None:
+        """Write one Parquet file."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write_bytes(buffer.getvalue())
+
+    def upload(self, source: Path) -> None:
+        """Copy a file from the local disk to here, atomically."""
+        if self.is_local:
+            _replace(Path(self.path), lambda part: shutil.copyfile(source, part))
+        else:
+            self.fs.put_file(str(source), self.path)
+
+    def remove(self) -> None:
+        """Remove this file, or this folder and all below it; nothing happens where there is none."""
+        if self.exists():
+            self.fs.rm(self.path, recursive=True)
+
+    def check_writable(self) -> None:
+        """Write and remove a small file, so that a wrong URL or credential is known before work starts."""
+        probe = self / f".probe-{uuid.uuid4().hex}"
+        try:
+            probe.write_bytes(b"btinet")
+            probe.remove()
+        except Exception as error:
+            where = f" at endpoint {self.fs.endpoint_url}" if not self.is_local and self.fs.endpoint_url else ""
+            remedy = (
+                "check that the folder can be created and written"
+                if self.is_local
+                else "check the bucket's name, the endpoint (storage.endpoint or AWS_ENDPOINT_URL) and the "
+                "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
+            raise InputError(f"storage {self.url}{where} cannot be written: {error}; {remedy}") from error
+
+
+def stream_sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream_sha256(stream)
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``target``, then rename it onto ``target``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        write(part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
