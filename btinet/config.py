@@ -203,6 +203,11 @@ class Run(Strict):
         """How a person names the run within its experiment: ``phantom/btinet/full/42``."""
         return f"{self.dataset.name}/{self.method}/{self.variant}/{self.seed}"
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages it trains: Stage 2 trains the gates, so there is none without them."""
+        return (1, 2) if self.settings.model.upa else (1,)
+
 
 class BoundRun(Strict):
     """A run tied to the very data it will see."""

@@ -1,7 +1,7 @@
 """One URL -> files on a disk or in object storage, with atomic writes.
 
-Everything that outlives a process goes through :class:`Storage`. A reader sees a file either whole or not at all:
-on a disk a file is written beside its final name and renamed; an object store publishes an object when its
+Everything that outlives a process goes through :class:`Storage`. A reader sees a file either whole or not at
+all: on a disk a file is written beside its final name and renamed; an object store publishes an object when its
 upload completes. Retries of object-storage requests are botocore's, bounded.
 """
 
@@ -25,22 +25,26 @@ import pyarrow.parquet as pq
 from btinet.errors import InputError
 
 CHUNK = 8 * 2**20
+PART = ".part"
+"""Ends the name of a file that is still being written; what a killed writer leaves is never listed."""
 
 
 @lru_cache
-def _filesystem(protocol: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
+def _filesystem(protocol: str, endpoint: str | None, patient: bool = True) -> fsspec.AbstractFileSystem:
+    """The client; a patient one retries for up to a minute, so that a run survives a server's restart."""
     if protocol == "file":
         return fsspec.filesystem("file")
     if protocol != "s3":
-        raise InputError(f"storage URL scheme {protocol!r} is not supported: use file://PATH or s3://BUCKET/PREFIX")
+        remedy = "use file://PATH or s3://BUCKET/PREFIX"
+        raise InputError(f"storage URL scheme {protocol!r} is not supported: {remedy}")
     return fsspec.filesystem(
         "s3",
         endpoint_url=endpoint,
         use_listings_cache=False,  # other processes write here; a cached listing would hide their files
         config_kwargs={
-            "connect_timeout": 10,
-            "read_timeout": 60,
-            "retries": {"max_attempts": 6, "mode": "standard"},
+            "connect_timeout": 10 if patient else 5,
+            "read_timeout": 60 if patient else 10,
+            "retries": {"max_attempts": 6 if patient else 1, "mode": "standard"},
             "s3": {"addressing_style": "path" if endpoint else "auto"},
         },
     )
@@ -59,6 +63,8 @@ class Storage:
         protocol, _, path = url.partition("://") if "://" in url else ("file", "", url)
         if protocol == "file":
             path = str(Path(path).expanduser().absolute())
+        if not path:
+            raise InputError(f"storage URL {url!r} names no bucket: use s3://BUCKET/PREFIX")
         self.protocol = protocol
         self.path = path.rstrip("/")
         self.endpoint = endpoint
@@ -116,14 +122,16 @@ class Storage:
         """The files and folders directly below, by name; none if this folder does not exist."""
         if not self.exists():
             return []
-        names = sorted(entry.rstrip("/").rpartition("/")[2] for entry in self.fs.ls(self.path, detail=False))
-        return [self / name for name in names if name and not name.endswith(".part")]
+        entries = (entry.rstrip("/") for entry in self.fs.ls(self.path, detail=False))
+        names = sorted(entry.rpartition("/")[2] for entry in entries if entry != self.path)
+        return [self / name for name in names if not name.endswith(PART)]
 
     def find(self, suffix: str) -> list[Storage]:
         """Every file at any depth below whose name ends in ``suffix``, by path."""
         if not self.exists():
             return []
         found = sorted(path for path in self.fs.find(self.path) if path.endswith(suffix))
+        found = [path for path in found if not path.endswith((PART, "/"))]
         return [Storage(f"{self.protocol}://{path}", self.endpoint) for path in found]
 
     # writing
@@ -161,11 +169,14 @@ class Storage:
     def check_writable(self) -> None:
         """Write and remove a small file, so that a wrong URL or credential is known before work starts."""
         probe = self / f".probe-{uuid.uuid4().hex}"
+        if not self.is_local:
+            probe.fs = _filesystem(self.protocol, self.fs.endpoint_url, patient=False)
         try:
             probe.write_bytes(b"btinet")
             probe.remove()
         except Exception as error:
-            where = f" at endpoint {self.fs.endpoint_url}" if not self.is_local and self.fs.endpoint_url else ""
+            endpoint = None if self.is_local else self.fs.endpoint_url
+            where = f" at endpoint {endpoint}" if endpoint else ""
             remedy = (
                 "check that the folder can be created and written"
                 if self.is_local
@@ -190,7 +201,7 @@ def file_sha256(path: Path) -> str:
 def _replace(target: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file beside ``target``, then rename it onto ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PART}")
     try:
         write(part)
         part.replace(target)

@@ -1,0 +1,107 @@
+"""Which rows a table is computed from, and how values of single runs are summarised over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from btinet.errors import InputError
+from btinet.storage import Storage
+
+RUN = pa.schema(
+    [pa.field(name, pa.string()) for name in ("run_id", "dataset", "method", "variant", "preset")]
+    + [pa.field("seed", pa.int32()), pa.field("stage", pa.int8())]
+)
+"""What identifies a run in a table with one or more rows per run; ``stage`` is the one evaluated."""
+
+SETTING = ("dataset", "method", "variant", "preset", "stage")
+"""What a row summarised over seeds stands for. With the stage, so that runs evaluated after different stages
+are never averaged."""
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """One run's predictions after its last stage."""
+
+    key: dict[str, Any]
+    """The values of :data:`RUN`."""
+    val: pa.Table
+    test: pa.Table
+
+
+def load_predictions(storage_root: Storage, run_ids: Sequence[str]) -> pa.Table:
+    """Read the predictions of these runs, and no others', in the order given.
+
+    Raises:
+        InputError: no run is asked for, or some have no predictions; all of these are named.
+    """
+    if not run_ids:
+        raise InputError("there are no runs to analyse")
+    folder = storage_root / "results" / "predictions"
+    files = {file.name.removesuffix(".parquet"): file for file in folder.find(".parquet")}
+    missing = [run_id for run_id in run_ids if run_id not in files]
+    if missing:
+        raise InputError(f"{folder}: no predictions of {', '.join(missing)}; evaluate these runs first")
+    return pa.concat_tables([files[run_id].read_table() for run_id in dict.fromkeys(run_ids)])
+
+
+def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:
+    """Each run's val and test rows of the highest stage it has, in order of first appearance.
+
+    Raises:
+        InputError: two runs differ in nothing but their settings' hash; a mean over seeds would mix them.
+    """
+    runs = []
+    seen: dict[tuple[Any, ...], str] = {}
+    for run_id in pc.unique(predictions["run_id"]).to_pylist():
+        rows = predictions.filter(pc.equal(predictions["run_id"], run_id))
+        rows = rows.filter(pc.equal(rows["stage"], pc.max(rows["stage"])))
+        key = rows.select(RUN.names).slice(0, 1).to_pylist()[0]
+        identity = tuple(value for name, value in key.items() if name != "run_id")
+        if identity in seen:
+            raise InputError(
+                f"runs {seen[identity]} and {run_id} are the same dataset, method, variant, preset and seed "
+                "with different settings: analyse them as two experiments"
+            )
+        seen[identity] = run_id
+        val, test = (rows.filter(pc.equal(rows["split"], split)) for split in ("val", "test"))
+        runs.append(EvaluatedRun(key, val, test))
+    return runs
+
+
+def over_seeds(per_run: pa.Table, values: Sequence[str], within: Sequence[str] = ()) -> pa.Table:
+    """Mean and sample standard deviation (ddof=1, paper notes B22) over the runs of each setting.
+
+    Args:
+        per_run: columns of :data:`RUN`, ``note`` (why a value is null, else null), ``within`` and ``values``.
+        values: columns to summarise.
+        within: columns that tell several rows of one run apart.
+
+    Returns:
+        One row per setting and ``within``: ``seeds`` (number of runs); for each value its mean over the runs
+        that have it and ``<value>_std``, null below two such runs; ``note``.
+    """
+    keys = [*SETTING, *within]
+    grouped = per_run.group_by(keys, use_threads=False).aggregate(
+        [("seed", "list"), ("note", "list")]
+        + [(value, "mean") for value in values]
+        + [(value, "stddev", pc.VarianceOptions(ddof=1)) for value in values]
+    )
+    columns = {key: grouped[key] for key in keys}
+    columns["seeds"] = pc.list_value_length(grouped["seed_list"])
+    for value in values:
+        columns[value] = grouped[f"{value}_mean"]
+        columns[f"{value}_std"] = grouped[f"{value}_stddev"]
+    pairs = zip(grouped["seed_list"].to_pylist(), grouped["note_list"].to_pylist(), strict=True)
+    columns["note"] = pa.array([_joined(seeds, notes) for seeds, notes in pairs], pa.string())
+    return pa.table(columns)
+
+
+def _joined(seeds: list[int], notes: list[str | None]) -> str | None:
+    if len(set(notes)) == 1:
+        return notes[0]
+    return "; ".join(f"seed {seed}: {note}" for seed, note in zip(seeds, notes, strict=True) if note)

@@ -1,0 +1,86 @@
+"""From an experiment file to bound runs: prepare every dataset once, put the initial weights in storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from btinet.config import BoundRun, DatasetSettings, Experiment, Run
+from btinet.datasets.prepare import Prepared, prepare
+from btinet.datasets.prepared import open_prepared
+from btinet.datasets.splits import load_split, split_id
+from btinet.errors import InputError
+from btinet.models.registry import METHODS
+from btinet.storage import Storage, file_sha256
+from btinet.training.stage import POLICY, weights_file
+
+
+def open_storage(experiment: Experiment) -> Storage:
+    """The experiment's storage root, checked to be writable."""
+    root = Storage(experiment.storage.url, experiment.storage.endpoint)
+    root.check_writable()
+    return root
+
+
+def check_inputs(experiment: Experiment) -> None:
+    """Find what would stop the experiment later: unknown methods, missing weights.
+
+    Raises:
+        InputError: naming the field and the remedy.
+    """
+    for method in experiment.methods:
+        if method not in METHODS:
+            raise InputError(f"methods: {method!r} is unknown; choose from {', '.join(METHODS)}")
+    _weights_path(experiment)
+
+
+def prepare_dataset(
+    experiment: Experiment, dataset: DatasetSettings, root: Storage, on_progress: Callable[[int, int], None] | None = None
+) -> Prepared:
+    """Prepare one dataset of the experiment and draw the splits of all its seeds."""
+    size = experiment.settings(dataset.name, "full").image_size
+    result = prepare(dataset, size, root, experiment.data_root, on_progress)
+    prepared = open_prepared(root, dataset.name, result.manifest.hash)
+    for seed in experiment.seeds:
+        load_split(root, prepared, POLICY, seed)
+    return result
+
+
+def publish_weights(experiment: Experiment, root: Storage) -> str | None:
+    """Put the encoder's initial weights into storage for the workers; their SHA-256, None when none are used."""
+    path = _weights_path(experiment)
+    if path is None:
+        return None
+    sha256 = file_sha256(path)
+    target = weights_file(root, sha256)
+    if not target.exists():
+        target.upload(path)
+    return sha256
+
+
+def bind(run: Run, prepared_hash: str, weights_sha256: str | None) -> BoundRun:
+    """Tie a run to its data and initial weights."""
+    return BoundRun(run=run, prepared=prepared_hash, split=split_id(POLICY, run.seed), weights_sha256=weights_sha256)
+
+
+def bind_one(experiment: Experiment, key: str, root: Storage) -> BoundRun:
+    """Bind the run named ``key``, preparing its dataset if that is not done."""
+    run = experiment.run(key)
+    prepared = prepare_dataset(experiment, run.dataset, root)
+    return bind(run, prepared.manifest.hash, publish_weights(experiment, root))
+
+
+def _weights_path(experiment: Experiment) -> Path | None:
+    if not any(run.settings.model.pretrained for run in experiment.runs()):
+        return None
+    given = experiment.weights or os.environ.get("BTINET_WEIGHTS")
+    if not given:
+        raise InputError(
+            "model.pretrained is true and no weights file is given: pass --weights FILE or set BTINET_WEIGHTS "
+            "(README, 'ImageNet weights', says how to get one), or set model.pretrained: false"
+        )
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise InputError(f"weights: {path}: no such file (from {'the experiment' if experiment.weights else 'BTINET_WEIGHTS'})")
+    return path

@@ -1,0 +1,207 @@
+"""Trained stages of one run -> its file of ``results/predictions``, one row per (stage, split, sample)."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+from torch import Tensor
+
+from btinet.config import BoundRun
+from btinet.datasets.prepared import PreparedDataset, open_prepared
+from btinet.datasets.splits import Split, load_split
+from btinet.evaluation.mc_dropout import McDropout, mc_dropout
+from btinet.evaluation.schema import PREDICTIONS
+from btinet.losses import soft_iou
+from btinet.metrics import entropy, foreground, overlap
+from btinet.models.btinet import BTINet
+from btinet.models.output import Output
+from btinet.ranks import Ranks
+from btinet.receipts import Receipt, valid_receipt, write_receipt
+from btinet.storage import Storage
+from btinet.training.data import SplitData
+from btinet.training.stage import POLICY, finished_stage, load_model, run_folder
+from btinet.training.tasks import Batch
+
+EVALUATED_SPLITS = ("val", "test")
+
+OnBatch = Callable[[int, int], None]
+
+
+def predictions_file(root: Storage, bound: BoundRun) -> Storage:
+    run = bound.run
+    folder = root / "results" / "predictions" / f"dataset={run.dataset.name}" / f"method={run.method}"
+    return folder / f"{bound.run_id}.parquet"
+
+
+def finished_evaluation(bound: BoundRun, root: Storage) -> Receipt | None:
+    """The evaluation's receipt, if it is done with these settings and its outputs are in place."""
+    return valid_receipt(run_folder(root, bound.run_id) / "evaluation.json", root, _inputs(bound, root))
+
+
+def evaluate(
+    bound: BoundRun, root: Storage, device: torch.device, on_batch: OnBatch = lambda done, total: None
+) -> Receipt:
+    """Evaluate every stage of a run on validation and test, or find that it is done.
+
+    Args:
+        bound: a run whose stages are finished.
+        root: storage root.
+        device: where to compute.
+        on_batch: called after every batch with the number done and the total.
+    """
+    if (done := finished_evaluation(bound, root)) is not None:
+        return done
+    started = time.time()
+    prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
+    split = load_split(root, prepared, POLICY, bound.run.seed)
+    size = bound.run.settings.train.val_batch_size
+    data = {name: SplitData(prepared, split.rows(name), device) for name in EVALUATED_SPLITS}
+    total = len(bound.run.stages) * sum(-(-len(rows) // size) for rows in data.values())
+    tables = []
+    for stage in bound.run.stages:
+        model = load_model(bound, stage, root, len(prepared.manifest.classes))
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name in EVALUATED_SPLITS:
+            for number, batch in enumerate(data[name].ordered(size, Ranks())):
+                torch.manual_seed(_mc_seed(bound, stage, name, number))
+                columns = _evaluate_batch(model, batch, bound, with_masks=stage == 2 and name == "test")
+                tables.append(_table(columns, bound, stage, split, name, prepared, batch))
+                on_batch(len(tables), total)
+    table = pa.concat_tables(tables)
+    file = predictions_file(root, bound)
+    file.write_table(table)
+    return write_receipt(
+        run_folder(root, bound.run_id) / "evaluation.json",
+        root,
+        "evaluation",
+        _inputs(bound, root),
+        [file],
+        _headline(table, bound.run.stages[-1]),
+        started,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    )
+
+
+def _inputs(bound: BoundRun, root: Storage) -> dict[str, Any]:
+    """What the predictions follow from: the weights, and how they are evaluated."""
+    receipts = {stage: finished_stage(bound, stage, root) for stage in bound.run.stages}
+    weights = {
+        f"stage{stage}": [output.sha256 for path, output in receipt.outputs.items() if path.endswith("safetensors")]
+        for stage, receipt in receipts.items()
+        if receipt is not None
+    }
+    return {"run_id": bound.run_id, "weights": weights, **bound.run.settings.evaluation.model_dump()}
+
+
+def _mc_seed(bound: BoundRun, stage: int, split: str, batch: int) -> int:
+    sequence = np.random.SeedSequence([bound.run.seed, stage, EVALUATED_SPLITS.index(split), batch])
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+@torch.no_grad()
+def _evaluate_batch(model: BTINet, batch: Batch, bound: BoundRun, with_masks: bool) -> dict[str, Any]:
+    """The columns that follow from the model; tensors or lists of one value a sample."""
+    settings = bound.run.settings.evaluation
+    began = time.perf_counter()
+    features = model.encode(batch.images)
+    output = model.decode(features)
+    predicted = foreground(output.seg_logits)
+    pred_area = predicted.sum((1, 2, 3)).cpu()  # waits for the device, so that the time is the pass's
+    latency = (time.perf_counter() - began) * 1000 / len(batch.labels)
+    truth = batch.masks > 0
+    pixels = overlap(predicted, truth)
+    columns: dict[str, Any] = {
+        "gt_area": truth.sum((1, 2, 3)),
+        "has_mask": truth.flatten(1).any(1),
+        "tp": pixels.tp,
+        "fp": pixels.fp,
+        "fn": pixels.fn,
+        "pred_area": pred_area,
+        "iou": pixels.iou,
+        "dice": pixels.dice,
+        "precision": pixels.precision,
+        "recall": pixels.recall,
+        "soft_iou": soft_iou(output.seg_logits.sigmoid(), batch.masks),
+        "empty_pred": pred_area == 0,
+        "latency_ms": [latency] * len(batch.labels),
+    }
+    columns |= _classification_columns(output, batch.labels)
+    if output.signals is not None:
+        columns |= output.signals._asdict()
+    if with_masks:
+        columns["mask_png"] = [_png(mask) for mask in predicted[:, 0].cpu().numpy()]
+    if settings.mc_passes:
+        columns |= _mc_columns(mc_dropout(model, features, batch.masks, settings.mc_passes, settings.mc_scope))
+        columns |= {"mc_T": [settings.mc_passes] * len(batch.labels), "mc_scope": [settings.mc_scope] * len(batch.labels)}
+    return columns
+
+
+def _classification_columns(output: Output, labels: Tensor) -> dict[str, Tensor]:
+    assert output.clf_logits is not None
+    probs = output.clf_logits.softmax(1)
+    conf, y_pred = probs.max(1)
+    return {"probs": probs, "conf": conf, "y_pred": y_pred, "correct": y_pred == labels, "entropy": entropy(probs)}
+
+
+def _mc_columns(mc: McDropout) -> dict[str, Tensor]:
+    return {f"mc_{name}": values for name, values in mc._asdict().items()} | {"mc_pred": mc.probs.argmax(1)}
+
+
+def _table(
+    columns: dict[str, Any], bound: BoundRun, stage: int, split: Split, name: str, prepared: PreparedDataset, batch: Batch
+) -> pa.Table:
+    """A batch's rows in the schema's order and types; columns that the model does not give are null."""
+    run, count = bound.run, len(batch.labels)
+    constant = {
+        "run_id": bound.run_id,
+        "preset": run.preset,
+        "dataset": run.dataset.name,
+        "method": run.method,
+        "variant": run.variant,
+        "seed": run.seed,
+        "split_id": split.id,
+        "stage": stage,
+        "split": name,
+    }
+    samples = prepared.samples.take(batch.rows)
+    columns = (
+        {field: [value] * count for field, value in constant.items()}
+        | {field: samples[field] for field in ("sample_id", "group_id")}
+        | {"y_true": batch.labels}
+        | columns
+    )
+    return pa.table([_column(columns.get(field.name), field, count) for field in PREDICTIONS], schema=PREDICTIONS)
+
+
+def _column(values: Any, field: pa.Field, count: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(count, field.type)
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    return values.cast(field.type) if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
+
+
+def _png(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _headline(table: pa.Table, stage: int) -> dict[str, float | int | str | None]:
+    """Test IoU over lesions and accuracy of the last stage, for receipts and ``dvc metrics``."""
+    test = table.filter((pc.field("stage") == stage) & (pc.field("split") == "test"))
+    lesions = test.filter(pc.field("has_mask"))
+    return {
+        "test_samples": len(test),
+        "test_iou": pc.mean(lesions["iou"]).as_py(),
+        "test_dice": pc.mean(lesions["dice"]).as_py(),
+        "test_accuracy": pc.mean(test["correct"].cast(pa.float64())).as_py(),
+    }

@@ -1,0 +1,92 @@
+"""Monte Carlo dropout: the reference that the gate's single-pass signals are compared with (notes B3, B4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from btinet.metrics import binary_entropy, entropy, overlap
+from btinet.models.btinet import BTINet
+
+
+class McDropout(NamedTuple):
+    """Uncertainty from T stochastic passes; entropies in nats, segmentation values averaged over pixels; each [B]."""
+
+    seg_var: Tensor
+    """Variance over passes of the lesion probability."""
+    seg_entropy: Tensor
+    """Entropy of the mean probability."""
+    seg_mi: Tensor
+    """Mutual information: entropy of the mean less mean of the entropies."""
+    seg_var_fg: Tensor
+    """As seg_var, over the pixels that the mean map calls lesion; 0 where there are none."""
+    iou: Tensor
+    """IoU of the mean map thresholded at 0.5."""
+    clf_entropy: Tensor
+    clf_mi: Tensor
+    clf_var: Tensor
+    """Variance over passes, averaged over classes."""
+    probs: Tensor
+    """Mean class probabilities [B, K]."""
+
+
+@contextmanager
+def active_dropout(model: BTINet, scope: str) -> Iterator[None]:
+    """Switch on dropout (never stochastic depth, never BatchNorm's batch statistics).
+
+    Args:
+        scope: ``all`` for decoder and classification head, ``head`` for the latter alone.
+    """
+    part = model if scope == "all" else model.clf_head
+    dropouts = [module for module in part.modules() if isinstance(module, nn.Dropout)]
+    for module in dropouts:
+        module.train()
+    try:
+        yield
+    finally:
+        for module in dropouts:
+            module.eval()
+
+
+@torch.no_grad()
+def mc_dropout(model: BTINet, features: list[Tensor], masks: Tensor, passes: int, scope: str) -> McDropout:
+    """Decode the same encoder features ``passes`` times with dropout active; draws from torch's global generator.
+
+    Args:
+        model: in evaluation mode.
+        features: what ``model.encode`` returned; nothing before them is random.
+        masks: ground truth [B, 1, S, S].
+        passes: T >= 1.
+    """
+    total_seg = total_seg_square = total_seg_entropy = torch.zeros_like(masks)
+    clf_passes = []
+    with active_dropout(model, scope):
+        for _ in range(passes):
+            output = model.decode(features)
+            p = output.seg_logits.sigmoid()
+            total_seg = total_seg + p
+            total_seg_square = total_seg_square + p.square()
+            total_seg_entropy = total_seg_entropy + binary_entropy(p)
+            clf_passes.append(output.clf_logits.softmax(1))
+    mean = total_seg / passes
+    variance = (total_seg_square / passes - mean.square()).clamp_min(0)
+    seg_entropy = binary_entropy(mean)
+    lesion = mean >= 0.5
+    clf = torch.stack(clf_passes)  # [T, B, K]
+    clf_mean = clf.mean(0)
+    pixels = (1, 2, 3)
+    return McDropout(
+        seg_var=variance.mean(pixels),
+        seg_entropy=seg_entropy.mean(pixels),
+        seg_mi=(seg_entropy - total_seg_entropy / passes).clamp_min(0).mean(pixels),
+        seg_var_fg=(variance * lesion).sum(pixels) / lesion.sum(pixels).clamp_min(1),
+        iou=overlap(lesion, masks > 0).iou,
+        clf_entropy=entropy(clf_mean),
+        clf_mi=(entropy(clf_mean) - entropy(clf, dim=2).mean(0)).clamp_min(0),
+        clf_var=clf.var(0, correction=0).mean(1),
+        probs=clf_mean,
+    )

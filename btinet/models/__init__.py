@@ -1,0 +1,1 @@
+"""BTI-Net and the methods it is compared with: plain torch modules with one output contract."""

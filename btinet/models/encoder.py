@@ -1,0 +1,94 @@
+"""The shared encoder: a timm EfficientNet read at the paper's five taps."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import btinet.torchvision_compat  # noqa: F401  isort: skip  (must come before timm)
+import timm
+
+from btinet.errors import InputError
+
+log = logging.getLogger(__name__)
+
+TAP_STAGES = (1, 2, 3, 5)
+"""Stages whose first block's expansion activation is tapped; the fifth tap is the network's last activation.
+
+These are Keras' ``block{2,3,4,6}a_expand_activation`` and ``top_activation``. timm's own ``features_only`` gives
+other tensors whatever its ``feature_location``.
+"""
+
+
+class Encoder(nn.Module):
+    """EfficientNet features at strides 2, 4, 8, 16 and 32.
+
+    ``tf_efficientnet_b4`` at 224x224 gives 144@112, 192@56, 336@28, 960@14 and 1792@7.
+
+    Args:
+        name: a timm EfficientNet, e.g. ``tf_efficientnet_b4``.
+        drop_path: stochastic depth rate of the last block (linearly increasing from 0).
+    """
+
+    def __init__(self, name: str, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if not name.startswith("tf_efficientnet_b"):
+            raise InputError(f"model.encoder: {name!r} is not an EfficientNet; use tf_efficientnet_b0 ... b7")
+        self.net = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
+        first_blocks = [self.net.blocks[stage][0] for stage in TAP_STAGES]
+        self.channels = [block.conv_pw.out_channels for block in first_blocks] + [self.net.conv_head.out_channels]
+        mean, std = (torch.tensor(self.net.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """RGB images [B, 3, S, S] in [0, 1] -> the five taps, fine to coarse."""
+        net = self.net
+        x = net.bn1(net.conv_stem((images - self.mean) / self.std))
+        taps = []
+        for index, stage in enumerate(net.blocks):
+            if index in TAP_STAGES:
+                x, tap = _expand_and_finish(stage[0], x)
+                taps.append(tap)
+                x = stage[1:](x)
+            else:
+                x = stage(x)
+        taps.append(net.bn2(net.conv_head(x)))
+        return taps
+
+    def load_pretrained(self, path: Path) -> None:
+        """Load ImageNet weights under timm's names from a safetensors file.
+
+        Tensors of the classifier are ignored. Tensors that the file lacks keep their random start, and are named
+        in the log; a file that lacks more than a tenth of them, or holds foreign ones, is refused.
+
+        Raises:
+            InputError: the file is not safetensors or does not fit this encoder.
+        """
+        try:
+            weights = load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a safetensors file ({error}); see README, 'ImageNet weights'") from error
+        own = self.net.state_dict()
+        given = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
+        wrong = [name for name, tensor in given.items() if name not in own or tensor.shape != own[name].shape]
+        missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+        if wrong or len(missing) > len(own) // 10:
+            raise InputError(
+                f"{path}: these are not weights of this encoder: {len(wrong)} tensors do not fit "
+                f"(first: {wrong[:3]}), {len(missing)} are missing; the file must use timm's names and shapes"
+            )
+        if missing:
+            log.warning("%s has no %s: they start from random values", path, ", ".join(missing))
+        self.net.load_state_dict(given, strict=False)
+
+
+def _expand_and_finish(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """An inverted-residual block that changes resolution (so has no shortcut), and its expansion activation."""
+    tap = block.bn1(block.conv_pw(x))
+    return block.bn3(block.conv_pwl(block.se(block.bn2(block.conv_dw(tap))))), tap

@@ -1,0 +1,47 @@
+"""What every method returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Signals(NamedTuple):
+    """Per-sample, per-level numbers that come out with a prediction; each [B, 4], levels D1..D4."""
+
+    w_seg: Tensor
+    """Gate weight of the decoder map, in [0, 1] (Eq. 12)."""
+    w_clf: Tensor
+    """Gate weight of the classification vector, in [0, 1] (Eq. 12)."""
+    align: Tensor
+    """Cosine of the two projected TIM residuals, in [-1, 1] (Eq. 9)."""
+    seg_energy: Tensor
+    """Mean absolute spatial gradient of the pre-TIM decoder map, >= 0 (Eq. 10)."""
+    clf_energy: Tensor
+    """log(1 + variance) of the enhanced classification vector, >= 0 (Eq. 11)."""
+    tim_dclf_l1: Tensor
+    """Mean absolute change that TIM proposes for the classification vector, before gating."""
+    tim_dclf_l2: Tensor
+    """Root mean square of that change."""
+    tim_dseg_l1: Tensor
+    """Mean absolute change that TIM proposes for the decoder map, before gating."""
+    tim_dseg_l2: Tensor
+    """Root mean square of that change."""
+
+    @classmethod
+    def stack(cls, levels: list[Signals]) -> Signals:
+        """Per-level signals, each [B], to one [B, levels]."""
+        return cls(*(torch.stack(values, dim=1) for values in zip(*levels, strict=True)))
+
+
+class Output(NamedTuple):
+    """A forward pass."""
+
+    seg_logits: Tensor
+    """[B, 1, S, S]"""
+    clf_logits: Tensor | None
+    """[B, K]; None for segmentation-only methods."""
+    signals: Signals | None
+    """None for methods (and ablations) without UPA."""

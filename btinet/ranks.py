@@ -1,0 +1,90 @@
+"""The processes that train one run together, and the few reductions that make them count as one.
+
+In a single process every reduction is the identity. With several, BatchNorm statistics, the gate targets' extremes
+and means over a varying number of samples are taken over the global batch, so that the numbers are those of one
+process with the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import btinet.torchvision_compat  # noqa: F401  isort: skip  (must come before timm)
+from timm.layers import BatchNormAct2d
+
+
+class Ranks:
+    """This process's place among its peers (torch.distributed's, where it is initialised)."""
+
+    def __init__(self) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.size = dist.get_world_size() if together else 1
+        self.rank = dist.get_rank() if together else 0
+
+    @classmethod
+    def alone(cls) -> Ranks:
+        """A single process, whatever its peers: for work that is split by batch rather than by sample."""
+        ranks = cls()
+        ranks.size, ranks.rank = 1, 0
+        return ranks
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, element by element; carries no gradient."""
+        if self.size == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def min_max(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest of a vector that may be empty here; (inf, -inf) where it is empty everywhere."""
+        infinity = values.new_tensor(torch.inf)
+        extremes = torch.stack([-values.amin(), values.amax()]) if values.numel() else -infinity.expand(2).clone()
+        if self.size > 1:
+            dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        return -extremes[0], extremes[1]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def synchronise_batchnorm(model: nn.Module) -> None:
+    """Let every BatchNorm of ``model`` take its training statistics over all ranks, on CPU and GPU alike.
+
+    torch's own SyncBatchNorm runs on GPUs only. Parameters, buffers and their names stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.forward = partial(_global_batchnorm, module, module.forward)  # type: ignore[method-assign]
+
+
+def _global_batchnorm(module: _BatchNorm, plain_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """BatchNorm of x [B, C, ...] with mean and variance over the batches of all ranks."""
+    if not module.training:
+        return plain_forward(x)
+    others = [0, *range(2, x.ndim)]
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    count = x.numel() // x.shape[1] * dist.get_world_size()
+    mean = all_reduce(x.sum(others)) / count
+    centred = x - mean.view(shape)
+    variance = all_reduce(centred.square().sum(others)) / count
+    with torch.no_grad():
+        module.num_batches_tracked += 1
+        module.running_mean.lerp_(mean, module.momentum)
+        module.running_var.lerp_(variance * count / (count - 1), module.momentum)
+    y = centred * torch.rsqrt(variance + module.eps).view(shape) * module.weight.view(shape) + module.bias.view(shape)
+    # timm fuses dropout and the activation into its BatchNorm
+    return module.act(module.drop(y)) if isinstance(module, BatchNormAct2d) else y

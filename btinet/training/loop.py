@@ -1,0 +1,266 @@
+"""The training loop: one for both stages, in one process or several, fresh or resumed.
+
+Everything random follows from (seed, stage, epoch, rank), and a checkpoint at the end of each epoch holds the rest.
+So on a CPU a run that was killed and resumed ends with the same weights, to the bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from btinet.config import LossSettings, StageSettings, TrainSettings
+from btinet.datasets.augment import augment
+from btinet.ranks import Ranks, synchronise_batchnorm
+from btinet.training.checkpoint import Checkpoints
+from btinet.training.data import SplitData
+from btinet.training.tasks import Task
+
+Row = dict[str, float | int]
+
+
+class Progress(NamedTuple):
+    """Where a stage is, after a step."""
+
+    stage: int
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+    """At most: early stopping may end the stage sooner."""
+    last: Row | None
+    """The last finished epoch's row of the history."""
+
+
+class Trained(NamedTuple):
+    """What :func:`fit` leaves."""
+
+    best_epoch: int
+    best_weights: dict[str, Tensor]
+    """State of ``task.trained`` at the best epoch."""
+    stopped: str
+    """``early`` or ``budget``."""
+    history: list[Row]
+
+
+class NonFiniteLossError(Exception):
+    """A loss became NaN or infinite; training cannot go on."""
+
+
+class LossBalance:
+    """Weights of the two task losses, moved by relative validation improvement (App. B; notes B10).
+
+    r_k = L_k(t-1) / L_k(t-2) on validation, clipped to [0.5, 2]; lambda_k <- lambda_k * r_k, renormalised to sum 1,
+    with the segmentation weight held in [0.70, 0.92]. The task that improves more slowly gains weight.
+    """
+
+    def __init__(self, settings: LossSettings) -> None:
+        self.adaptive = settings.adaptive
+        self.seg = settings.seg_weight
+        self.previous: dict[str, float] | None = None
+
+    def update(self, val_seg: float, val_clf: float) -> None:
+        """Take in an epoch's validation losses."""
+        if self.adaptive and self.previous is not None:
+            seg = self.seg * float(np.clip(val_seg / self.previous["seg"], 0.5, 2))
+            clf = (1 - self.seg) * float(np.clip(val_clf / self.previous["clf"], 0.5, 2))
+            self.seg = float(np.clip(seg / (seg + clf), 0.70, 0.92))
+        self.previous = {"seg": val_seg, "clf": val_clf}
+
+    def state(self) -> dict[str, Any]:
+        return {"seg": self.seg, "previous": self.previous}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.seg, self.previous = state["seg"], state["previous"]
+
+
+def fit(
+    task: Task,
+    train: SplitData,
+    val: SplitData,
+    settings: TrainSettings,
+    seed: int,
+    checkpoints: Checkpoints,
+    on_step: Callable[[Progress], None],
+    on_epoch: Callable[[list[Row]], None],
+) -> Trained:
+    """Train ``task`` until its budget or its patience ends, from its latest checkpoint if there is one.
+
+    Args:
+        task: what to optimise, on the device to use.
+        train, val: data on the same device.
+        settings: optimisation and augmentation.
+        seed: the run's seed.
+        checkpoints: where the state of each epoch goes.
+        on_step: called on the first rank after every step.
+        on_epoch: called on the first rank after every epoch with the history so far.
+
+    Raises:
+        NonFiniteLossError: naming the samples of the batch.
+    """
+    ranks = Ranks()
+    stage: StageSettings = settings.stage1 if task.stage == 1 else settings.stage2
+    parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=stage.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        mode=task.mode,
+        factor=settings.plateau_factor,
+        patience=settings.plateau_patience - 1,  # torch waits for one epoch more than its patience
+        threshold=0,
+        min_lr=settings.min_learning_rate,
+    )
+    balance = LossBalance(task.settings)
+    step_module = _data_parallel(task, ranks)
+
+    history: list[Row] = []
+    best: dict[str, Any] | None = None
+    if (state := checkpoints.latest(train.labels.device)) is not None:
+        task.trained.load_state_dict(state["trained"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        balance.restore(state["balance"])
+        history, best = state["history"], state["best"]
+
+    def patience_is_over() -> bool:
+        return best is not None and len(history) - best["epoch"] >= stage.patience
+
+    while len(history) < stage.epochs and not patience_is_over():
+        epoch = len(history) + 1
+        started = time.perf_counter()
+        _seed_everything(seed, task.stage, epoch, ranks.rank)
+        means = _train_epoch(
+            task, step_module, train, optimizer, settings, balance.seg, seed, epoch, stage.epochs, on_step, history
+        )
+        summary = _validate(task, val, settings.val_batch_size, ranks)
+        row: Row = {
+            "stage": task.stage,
+            "epoch": epoch,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "seg_weight": balance.seg,
+            "clf_weight": 1 - balance.seg,
+            **means,
+            **summary,
+            "seconds": time.perf_counter() - started,
+        }
+        history.append(row)
+        monitored = float(row[task.monitor])
+        schedule.step(monitored)
+        balance.update(float(row["val_seg"]), float(row["val_clf"]))
+        is_better = best is None or (monitored > best["value"] if task.mode == "max" else monitored < best["value"])
+        if ranks.is_first:
+            previous = best
+            if is_better:
+                best = {"epoch": epoch, "value": monitored, **checkpoints.save_best(epoch, task.trained.state_dict())}
+            assert best is not None
+            checkpoints.save(
+                epoch,
+                {
+                    "trained": task.trained.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "balance": balance.state(),
+                    "history": history,
+                    "best": best,
+                },
+            )
+            checkpoints.drop_best(keep={best["file"], *([previous["file"]] if previous else [])})
+            on_epoch(history)
+        elif is_better:
+            best = {"epoch": epoch, "value": monitored}
+        ranks.barrier()
+
+    assert best is not None
+    weights = checkpoints.load_best(best) if ranks.is_first else {}
+    stopped = "early" if patience_is_over() and len(history) < stage.epochs else "budget"
+    return Trained(best["epoch"], weights, stopped, history)
+
+
+def _train_epoch(
+    task: Task,
+    step_module: nn.Module,
+    train: SplitData,
+    optimizer: torch.optim.Optimizer,
+    settings: TrainSettings,
+    seg_weight: float,
+    seed: int,
+    epoch: int,
+    epochs: int,
+    on_step: Callable[[Progress], None],
+    history: list[Row],
+) -> Row:
+    """One pass over the training data; returns the mean of each loss, named ``train_*``."""
+    ranks = Ranks()
+    task.train()
+    parameters = optimizer.param_groups[0]["params"]
+    steps = train.steps(settings.batch_size)
+    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=train.device))
+    started = time.perf_counter()
+    for step, batch in enumerate(train.shuffled(settings.batch_size, [seed, task.stage, epoch], ranks), start=1):
+        images, masks = augment(batch.images, batch.masks, batch.rows, seed, epoch, settings)
+        losses = step_module(batch._replace(images=images, masks=masks), seg_weight, ranks)
+        loss = losses["loss"].item()
+        if not np.isfinite(loss):
+            raise NonFiniteLossError(
+                f"stage {task.stage}, epoch {epoch}, step {step}: the loss is {loss} "
+                f"({', '.join(f'{name}: {value.item():.4g}' for name, value in losses.items())}) for the samples "
+                f"{', '.join(train.sample_ids(batch.rows))}; look at these images and masks, or lower the learning rate"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        optimizer.step()
+        for name, value in losses.items():
+            totals[name] += value.detach()
+        if ranks.is_first:
+            steps_left = steps - step + steps * (epochs - epoch)
+            seconds_left = (time.perf_counter() - started) / step * steps_left
+            last = history[-1] if history else None
+            on_step(Progress(task.stage, epoch, epochs, step, steps, loss, seconds_left, last))
+    names = sorted(totals)
+    means = ranks.sum(torch.stack([totals[name] for name in names])) / (steps * ranks.size)
+    return {f"train_{name}": value for name, value in zip(names, means.tolist(), strict=True)}
+
+
+def _validate(task: Task, val: SplitData, batch_size: int, ranks: Ranks) -> Row:
+    """Validation summary ``val_*``: losses, IoU over lesions, accuracy, mean gate weights per level.
+
+    The batches are fixed, since the gate targets depend on their composition (notes B13).
+    """
+    task.eval()
+    sums = _sum_up(task.validate(batch) for batch in val.ordered(batch_size, ranks))
+    names = sorted(sums)
+    summed = dict(
+        zip(names, ranks.sum(torch.stack([sums[name].double() for name in names])).tolist(), strict=True)
+    )
+    lesions, samples = summed.pop("lesions"), summed.pop("samples")
+    summary = {"val_iou": summed.pop("iou") / lesions, "val_accuracy": summed.pop("correct") / samples}
+    return summary | {f"val_{name}": value / samples for name, value in summed.items()}
+
+
+def _sum_up(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for sums in batches:
+        total = {name: value + total.get(name, 0) for name, value in sums.items()}
+    return total
+
+
+def _data_parallel(task: Task, ranks: Ranks) -> nn.Module:
+    if ranks.size == 1:
+        return task
+    synchronise_batchnorm(task)
+    return DistributedDataParallel(task, broadcast_buffers=False)
+
+
+def _seed_everything(seed: int, stage: int, epoch: int, rank: int) -> None:
+    """Dropout and stochastic depth draw from torch's global generator."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, stage, epoch, rank]).generate_state(1, np.uint64)[0]))

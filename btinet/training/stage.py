@@ -1,0 +1,199 @@
+"""One stage of one run: prepared data in, best weights, history and receipt out."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save
+
+from btinet.config import BoundRun
+from btinet.datasets.prepared import open_prepared
+from btinet.datasets.splits import load_split
+from btinet.errors import InputError
+from btinet.models.btinet import BTINet
+from btinet.models.registry import build
+from btinet.ranks import Ranks
+from btinet.receipts import Receipt, fetch_output, valid_receipt, write_receipt
+from btinet.storage import Storage
+from btinet.training.checkpoint import Checkpoints
+from btinet.training.data import SplitData
+from btinet.training.loop import Progress, Row, Trained, fit
+from btinet.training.tasks import Stage1Task, Stage2Task, Task
+
+POLICY = "paper"
+MODEL_FILE = "model.safetensors"
+PROGRESS_SECONDS = 2.0
+
+
+def run_folder(root: Storage, run_id: str) -> Storage:
+    return root / "runs" / run_id
+
+
+def stage_folder(root: Storage, run_id: str, stage: int) -> Storage:
+    return run_folder(root, run_id) / f"stage{stage}"
+
+
+def epochs_file(root: Storage, bound: BoundRun, stage: int) -> Storage:
+    """The run's history, a row an epoch, written as it happens."""
+    run = bound.run
+    return (
+        root / "results" / "epochs" / f"dataset={run.dataset.name}" / f"method={run.method}"
+        / f"{bound.run_id}-stage{stage}.parquet"
+    )  # fmt: skip
+
+
+def weights_file(root: Storage, sha256: str) -> Storage:
+    """Where an encoder's initial weights are kept for the workers, by content."""
+    return root / "weights" / f"{sha256}.safetensors"
+
+
+def finished_stage(bound: BoundRun, stage: int, root: Storage) -> Receipt | None:
+    """The stage's receipt, if it is done and its outputs are in place."""
+    folder = stage_folder(root, bound.run_id, stage)
+    return valid_receipt(folder / "receipt.json", root, _inputs(bound, stage))
+
+
+def load_model(bound: BoundRun, stage: int, root: Storage, classes: int) -> BTINet:
+    """The model as it was at the best epoch of a finished stage, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: the stage is not finished, or its weights do not match its receipt.
+    """
+    receipt = finished_stage(bound, stage, root)
+    if receipt is None:
+        raise InputError(f"stage {stage} of {bound.run_id} is not finished: run `btinet train {bound.run.key}` first")
+    model = cast(BTINet, build(bound.run.method, bound.run.settings.model, classes))
+    with tempfile.TemporaryDirectory() as scratch:
+        model.load_state_dict(load_file(fetch_output(receipt, root, MODEL_FILE, Path(scratch))))
+    return model.eval()
+
+
+def train_stage(
+    bound: BoundRun,
+    stage: int,
+    root: Storage,
+    device: torch.device,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Receipt | None:
+    """Train a stage, or find that it is done; every rank calls this, and the first one writes.
+
+    Args:
+        bound: the run.
+        stage: 1 or 2; 2 needs a finished stage 1.
+        root: storage root.
+        device: where to train.
+        on_progress: called on the first rank after every step.
+
+    Returns:
+        The receipt; None on ranks other than the first.
+    """
+    if (done := finished_stage(bound, stage, root)) is not None:
+        return done
+    started = time.time()
+    ranks = Ranks()
+    settings = bound.run.settings
+    if settings.train.batch_size % ranks.size:
+        raise InputError(f"train.batch_size {settings.train.batch_size} cannot be shared by {ranks.size} workers equally")
+    folder = stage_folder(root, bound.run_id, stage)
+    if ranks.is_first:
+        (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
+
+    prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
+    split = load_split(root, prepared, POLICY, bound.run.seed)
+    train, val = (SplitData(prepared, split.rows(name), device) for name in ("train", "val"))
+    if len(train) < settings.train.batch_size:
+        raise InputError(
+            f"dataset {bound.run.dataset.name!r}: {len(train)} training samples do not fill one batch of "
+            f"{settings.train.batch_size}; raise max_samples or lower train.batch_size"
+        )
+    task = _task(bound, stage, root, len(prepared.manifest.classes))
+    task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    reporter = _Reporter(bound, folder / "progress.json", on_progress)
+    trained = fit(
+        task,
+        train,
+        val,
+        settings.train,
+        bound.run.seed,
+        Checkpoints(folder / "checkpoints"),
+        reporter.on_step,
+        lambda history: epochs_file(root, bound, stage).write_table(_history_table(bound, history)),
+    )
+    return _publish(bound, stage, root, task, trained, started, device) if ranks.is_first else None
+
+
+def _inputs(bound: BoundRun, stage: int) -> dict[str, Any]:
+    return {"run_id": bound.run_id, "stage": stage, "prepared": bound.prepared, "split": bound.split}
+
+
+def _task(bound: BoundRun, stage: int, root: Storage, classes: int) -> Task:
+    settings = bound.run.settings
+    if stage == 2:
+        return Stage2Task(load_model(bound, 1, root, classes), settings.loss)
+    torch.manual_seed(bound.run.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = None
+        if bound.weights_sha256 is not None:
+            weights = Path(scratch) / "encoder.safetensors"
+            weights_file(root, bound.weights_sha256).download(weights)
+        model = cast(BTINet, build(bound.run.method, settings.model, classes, weights))
+    return Stage1Task(model, settings.loss)
+
+
+def _history_table(bound: BoundRun, history: list[Row]) -> pa.Table:
+    run = bound.run
+    names = {"run_id": bound.run_id, "dataset": run.dataset.name, "method": run.method, "variant": run.variant}
+    return pa.Table.from_pylist([{**names, "seed": run.seed, **row} for row in history])
+
+
+def _publish(
+    bound: BoundRun, stage: int, root: Storage, task: Task, trained: Trained, started: float, device: torch.device
+) -> Receipt:
+    """Write the best weights as a whole model and the receipt; then the checkpoints have served."""
+    folder = stage_folder(root, bound.run_id, stage)
+    task.trained.load_state_dict(trained.best_weights)
+    weights = {name: tensor.cpu().contiguous() for name, tensor in task.model.state_dict().items()}
+    (folder / MODEL_FILE).write_bytes(save(weights))
+    best = trained.history[trained.best_epoch - 1]
+    receipt = write_receipt(
+        folder / "receipt.json",
+        root,
+        f"stage{stage}",
+        _inputs(bound, stage),
+        [folder / MODEL_FILE, epochs_file(root, bound, stage)],
+        {
+            "epochs": len(trained.history),
+            "best_epoch": trained.best_epoch,
+            "stopped": trained.stopped,
+            "val_iou": best["val_iou"],
+            "val_accuracy": best["val_accuracy"],
+            "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+            "trained_parameters": sum(parameter.numel() for parameter in task.trained.parameters()),
+        },
+        started,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    )
+    (folder / "checkpoints").remove()
+    return receipt
+
+
+class _Reporter:
+    """Passes progress on, and keeps ``progress.json`` in storage for whoever watches from another process."""
+
+    def __init__(self, bound: BoundRun, file: Storage, on_progress: Callable[[Progress], None]) -> None:
+        self.key, self.file, self.on_progress = bound.run.key, file, on_progress
+        self.written = 0.0
+
+    def on_step(self, progress: Progress) -> None:
+        self.on_progress(progress)
+        is_last = progress.step == progress.steps
+        if is_last or time.monotonic() - self.written > PROGRESS_SECONDS:
+            self.file.write_json({"run": self.key, "time": time.time(), **progress._asdict()})
+            self.written = time.monotonic()

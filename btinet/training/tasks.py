@@ -1,0 +1,116 @@
+"""What each stage optimises: a module whose forward takes a batch and returns named losses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from btinet.config import LossSettings
+from btinet.losses import focal_cross_entropy, gate_loss, segmentation_losses
+from btinet.metrics import foreground, overlap
+from btinet.models.btinet import BTINet
+from btinet.models.output import Output
+from btinet.ranks import Ranks
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    """float [B, 3, S, S] in [0, 1]"""
+    masks: Tensor
+    """float [B, 1, S, S] in {0, 1}"""
+    labels: Tensor
+    """int64 [B]"""
+    rows: NDArray[np.int64]
+    """[B] rows of the prepared dataset"""
+
+
+class Task(nn.Module):
+    """Base of both stages.
+
+    Attributes:
+        stage: 1 or 2.
+        trained: the modules whose parameters this stage changes; what a checkpoint holds.
+        monitor: validation quantity that selects the best epoch and drives the schedule.
+        mode: ``max`` or ``min``: which way the monitor improves.
+    """
+
+    stage: int
+    monitor: str
+    mode: str
+
+    def __init__(self, model: BTINet, trained: nn.Module, settings: LossSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.trained = trained
+        self.settings = settings
+
+    def losses(self, output: Output, batch: Batch, ranks: Ranks) -> dict[str, Tensor]:
+        """Every loss term of a prediction, unweighted: seg and its three parts, clf and, with gates, gate."""
+        assert output.clf_logits is not None
+        terms = segmentation_losses(output.seg_logits, batch.masks, self.settings)
+        terms["clf"] = focal_cross_entropy(output.clf_logits, batch.labels, self.settings.focal_gamma)
+        if output.signals is not None:
+            terms["gate"] = gate_loss(
+                output.signals.w_seg, output.signals.w_clf, output.seg_logits, output.clf_logits, batch.masks, ranks
+            )
+        return terms
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over a batch, each a scalar: losses times samples, IoU over lesions, correct classes, counts."""
+        output = self.model(batch.images)
+        samples = len(batch.labels)
+        sums = {name: term * samples for name, term in self.losses(output, batch, Ranks.alone()).items()}
+        lesion = batch.masks.amax((1, 2, 3)) > 0
+        sums["iou"] = overlap(foreground(output.seg_logits), batch.masks > 0).iou[lesion].sum()
+        sums["correct"] = (output.clf_logits.argmax(1) == batch.labels).sum()
+        sums["lesions"] = lesion.sum()
+        sums["samples"] = torch.tensor(samples, device=lesion.device)
+        if output.signals is not None:
+            for name in ("w_seg", "w_clf"):
+                weights = getattr(output.signals, name).sum(0)
+                sums |= {f"{name}_D{level + 1}": weights[level] for level in range(weights.numel())}
+        return sums
+
+
+class Stage1Task(Task):
+    """The whole network on L_seg and L_clf (App. B); the gates learn from both."""
+
+    stage, monitor, mode = 1, "val_iou", "max"
+
+    def __init__(self, model: BTINet, settings: LossSettings) -> None:
+        super().__init__(model, model, settings)
+
+    def forward(self, batch: Batch, seg_weight: float, ranks: Ranks) -> dict[str, Tensor]:
+        """Losses of a batch; ``loss`` is what to minimise."""
+        terms = self.losses(self.model(batch.images), batch, Ranks.alone())
+        terms.pop("gate", None)  # lambda_gate = 0 in this stage
+        terms["loss"] = seg_weight * terms["seg"] + (1 - seg_weight) * terms["clf"]
+        return terms
+
+
+class Stage2Task(Task):
+    """The four gate networks on L_gate, everything else frozen and in evaluation mode (notes B9, T8)."""
+
+    stage, monitor, mode = 2, "val_gate", "min"
+
+    def __init__(self, model: BTINet, settings: LossSettings) -> None:
+        super().__init__(model, model.gates(), settings)
+        model.requires_grad_(False)
+        model.gates().requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Stage2Task:
+        """Nothing that is trained here has dropout or BatchNorm, and what has them is frozen."""
+        super().train(False)
+        return self
+
+    def forward(self, batch: Batch, seg_weight: float, ranks: Ranks) -> dict[str, Tensor]:
+        """Losses of a batch; ``loss`` is what to minimise."""
+        with torch.no_grad():
+            features = self.model.encode(batch.images)
+        terms = self.losses(self.model.decode(features), batch, ranks)
+        return {"gate": terms["gate"], "loss": self.settings.gate_weight * terms["gate"]}

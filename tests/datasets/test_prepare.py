@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+
+from btinet.config import DatasetSettings
+from btinet.datasets import prepare as module
+from btinet.datasets.prepare import choose_subset, prepare, resize_image, resize_mask
+from btinet.datasets.prepared import SAMPLES, open_prepared, read_manifest, store_folder
+from btinet.datasets.registry import READERS
+from btinet.datasets.sample import Sample
+from btinet.errors import InputError
+from btinet.storage import Storage
+
+FAKE = DatasetSettings(name="fake")
+
+
+class FakeReader:
+    """Random images; sample i has its own size. Counts what is asked of it."""
+
+    classes = ("a", "b")
+    origin = "memory"
+
+    def __init__(self, count: int, broken: tuple[int, ...] = (), change: int = -1) -> None:
+        self.count, self.broken, self.change = count, broken, change
+        self.loads = 0
+
+    def samples(self) -> list[Sample]:
+        changed = f"{self.change}" if self.change >= 0 else ""
+        return [Sample(f"s{i:05d}", i % 2, f"g{i // 3}", f"{i}-{changed}", ()) for i in range(self.count)]
+
+    def problems(self) -> list[str]:
+        return []
+
+    def load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        self.loads += 1
+        index = int(sample.sample_id[1:])
+        if index in self.broken:
+            raise InputError(f"{sample.sample_id}: broken: mend it")
+        rng = np.random.default_rng(index)
+        shape = (20 + index % 7, 30)
+        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        if index == self.change:
+            image[0, 0] ^= 255
+        return image, (rng.random(shape) < 0.5 * (index % 2)).astype(np.uint8)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, reader: FakeReader) -> FakeReader:
+    monkeypatch.setitem(READERS, "fake", lambda settings, data_root: reader)
+    return reader
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "store"))
+
+
+def test_the_store_holds_what_the_reader_gave(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 20)
+    monkeypatch.setattr(module, "BATCH_ROWS", 8)
+    reader = use(monkeypatch, FakeReader(50))
+    steps: list[tuple[int, int]] = []
+    manifest, reused = prepare(FAKE, 32, store, on_progress=lambda *step: steps.append(step))
+    assert not reused
+    assert steps == [(done, 50) for done in range(1, 51)]
+    assert sorted(manifest.files) == [*(f"part-0000{n}.arrow" for n in range(3)), "samples.parquet"]
+    assert manifest.class_counts == {"a": 25, "b": 25}
+    assert manifest.count == 50
+
+    prepared = open_prepared(store, "fake", manifest.hash)
+    assert len(prepared) == 50
+    assert prepared.samples.schema.equals(SAMPLES)
+    assert prepared.labels.dtype == np.int64
+    rows = np.array([49, 0, 20, 19, 7, 8, 20])
+    images, masks = prepared.images(rows), prepared.masks(rows)
+    assert (images.dtype, images.shape) == (torch.uint8, (7, 32, 32, 3))
+    assert (masks.dtype, masks.shape) == (torch.uint8, (7, 32, 32))
+    samples = reader.samples()
+    for position, row in enumerate(rows):
+        image, mask = reader.load(samples[row])
+        np.testing.assert_array_equal(images[position].numpy(), resize_image(image, 32))
+        np.testing.assert_array_equal(masks[position].numpy(), resize_mask(mask, 32))
+        assert prepared.samples.slice(row, 1).to_pylist() == [
+            {
+                "sample_id": f"s{row:05d}",
+                "group_id": f"g{row // 3}",
+                "label": row % 2,
+                "has_mask": bool(row % 2),
+                "gt_area": int(masks[position].sum()),
+                "source": f"{row}-",
+                "source_height": image.shape[0],
+                "source_width": 30,
+            }
+        ]
+
+
+def test_rows_are_copies_and_must_exist(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    use(monkeypatch, FakeReader(10))
+    prepared = open_prepared(store, "fake", prepare(FAKE, 32, store).manifest.hash)
+    images = prepared.images(np.array([1, 2]))
+    before = images.clone()
+    images.zero_()
+    assert torch.equal(prepared.images(np.array([1, 2])), before)
+    assert prepared.masks(np.array([], int)).shape == (0, 32, 32)
+    for rows in ([-1], [10]):
+        with pytest.raises(IndexError):
+            prepared.images(np.array(rows))
+
+
+def test_preparing_again_decodes_nothing_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, store: Storage
+) -> None:
+    reader = use(monkeypatch, FakeReader(10))
+    first = prepare(FAKE, 32, store)
+    loads = reader.loads
+    written = {file.path: Path(file.path).stat().st_mtime_ns for file in store.find("")}
+    again = prepare(FAKE, 32, store)
+    assert (first.reused, again.reused) == (False, True)
+    assert again.manifest == first.manifest
+    assert reader.loads == loads
+    assert {file.path: Path(file.path).stat().st_mtime_ns for file in store.find("")} == written
+
+
+def test_same_content_from_another_request_is_not_written_twice(
+    monkeypatch: pytest.MonkeyPatch, store: Storage
+) -> None:
+    use(monkeypatch, FakeReader(10))
+    first = prepare(FAKE, 32, store)
+    again = prepare(DatasetSettings(name="fake", max_samples=10), 32, store)
+    assert again.reused
+    assert again.manifest == first.manifest
+
+
+def test_the_hash_follows_the_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def content_hash(reader: FakeReader, size: int = 32) -> str:
+        use(monkeypatch, reader)
+        return prepare(FAKE, size, Storage(str(tmp_path / f"{id(reader)}"))).manifest.hash
+
+    base = content_hash(FakeReader(10))
+    assert content_hash(FakeReader(10)) == base
+    others = [
+        content_hash(FakeReader(10, change=4)),
+        content_hash(FakeReader(9)),
+        content_hash(FakeReader(10), 64),
+    ]
+    assert len({base, *others}) == 4
+
+
+def test_the_subset_is_stratified_nested_and_free_of_order() -> None:
+    samples = [Sample(f"s{i:03d}", 0 if i < 60 else 1 if i < 97 else 2, None, "", ()) for i in range(100)]
+    previous: set[str] = set()
+    for size in range(8, 100):
+        chosen = choose_subset(samples, size)
+        ids = [s.sample_id for s in chosen]
+        assert len(ids) == size
+        assert ids == sorted(ids)
+        assert previous <= set(ids)
+        previous = set(ids)
+        counts = Counter(s.label for s in chosen)
+        for label, members in ((0, 60), (1, 37), (2, 3)):
+            assert counts[label] >= 1
+            assert abs(counts[label] - members * size / 100) <= 1.5
+        assert choose_subset(samples[::-1], size) == chosen
+    assert choose_subset(samples, None) == samples
+
+
+def test_at_most_fifty_problems_are_listed(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    use(monkeypatch, FakeReader(80, broken=tuple(range(10, 75))))
+    with pytest.raises(InputError, match="65 problem") as caught:
+        prepare(FAKE, 32, store)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 52
+    assert "s00010: broken: mend it" in lines[1]
+    assert lines[-1].strip() == "and 15 more"
+    assert not store.exists()
+
+
+def test_samples_are_decoded_as_they_are_taken() -> None:
+    """Memory: no more than a few decoded samples wait, whatever the size of the dataset."""
+    taken: list[int] = []
+
+    def decode(item: int) -> int:
+        taken.append(item)
+        return item * 2
+
+    results = module._map_in_order(decode, iter(range(1000)))
+    assert [next(results) for _ in range(5)] == [0, 2, 4, 6, 8]
+    assert len(taken) <= 5 + 2 * 8
+    assert list(results) == [2 * item for item in range(5, 1000)]
+
+
+def test_a_bug_in_a_reader_is_not_taken_for_bad_input(
+    monkeypatch: pytest.MonkeyPatch, store: Storage
+) -> None:
+    reader = use(monkeypatch, FakeReader(10))
+    monkeypatch.setattr(reader, "load", lambda sample: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(FAKE, 32, store)
+
+
+def test_a_half_written_store_is_never_read(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    use(monkeypatch, FakeReader(10))
+    upload = Storage.upload
+
+    def failing_upload(self: Storage, source: Path) -> None:
+        if source.name == "samples.parquet":
+            raise OSError("disk full")
+        upload(self, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "upload", failing_upload)
+        with pytest.raises(OSError, match="disk full"):
+            prepare(FAKE, 32, store)
+    (folder,) = (store / "datasets/fake").children()
+    assert [file.name for file in folder.children()] == ["part-00000.arrow"]
+    with pytest.raises(InputError, match="btinet prepare"):
+        open_prepared(store, "fake", folder.name)
+    manifest, reused = prepare(FAKE, 32, store)
+    assert not reused
+    assert len(open_prepared(store, "fake", manifest.hash)) == 10
+
+
+@pytest.mark.parametrize("name", ["part-00000.arrow", "samples.parquet"])
+def test_a_damaged_file_is_refused(monkeypatch: pytest.MonkeyPatch, store: Storage, name: str) -> None:
+    use(monkeypatch, FakeReader(10))
+    manifest = prepare(FAKE, 32, store).manifest
+    folder = store_folder(store, "fake", manifest.hash)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(
+        InputError, match=f"{name} does not match its manifest: remove that folder and prepare again"
+    ):
+        open_prepared(store, "fake", manifest.hash)
+    folder.remove()  # the remedy works
+    assert not prepare(FAKE, 32, store).reused
+    assert len(open_prepared(store, "fake", manifest.hash)) == 10
+
+
+def test_a_missing_file_is_written_again(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    use(monkeypatch, FakeReader(10))
+    manifest = prepare(FAKE, 32, store).manifest
+    (store_folder(store, "fake", manifest.hash) / "part-00000.arrow").remove()
+    with pytest.raises(InputError, match="does not match"):
+        open_prepared(store, "fake", manifest.hash)
+    assert not prepare(FAKE, 32, store).reused
+    assert len(open_prepared(store, "fake", manifest.hash)) == 10
+
+
+def test_a_damaged_manifest_is_refused(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    use(monkeypatch, FakeReader(10))
+    folder = store_folder(store, "fake", prepare(FAKE, 32, store).manifest.hash)
+    manifest = (folder / "manifest.json").read_json()
+    (folder / "manifest.json").write_json(manifest | {"surprise": 1})
+    with pytest.raises(InputError, match="not a manifest"):
+        read_manifest(folder)
+    (folder / "manifest.json").write_json(manifest | {"format": 99})
+    with pytest.raises(InputError, match="format 99"):
+        read_manifest(folder)
+
+
+def test_a_remote_store_is_read_through_the_cache(
+    monkeypatch: pytest.MonkeyPatch, store: Storage, tmp_path: Path
+) -> None:
+    use(monkeypatch, FakeReader(10))
+    manifest = prepare(FAKE, 32, store).manifest
+    rows = np.arange(10)
+    expected = open_prepared(store, "fake", manifest.hash).images(rows)
+
+    monkeypatch.setattr(Storage, "is_local", property(lambda self: False))
+    monkeypatch.setenv("BTINET_CACHE", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: open_prepared(store, "fake", manifest.hash), range(4)))
+    assert all(torch.equal(prepared.images(rows), expected) for prepared in opened)
+    cache = tmp_path / "cache" / "datasets" / "fake" / manifest.hash
+    assert sorted(file.name for file in cache.iterdir()) == ["part-00000.arrow", "samples.parquet"]
+
+    downloads: list[str] = []
+    download = Storage.download
+    monkeypatch.setattr(
+        Storage, "download", lambda self, to: (downloads.append(self.name), download(self, to))
+    )
+    open_prepared(store, "fake", manifest.hash)
+    assert downloads == []
+    (cache / "part-00000.arrow").write_bytes(b"damaged")
+    assert torch.equal(open_prepared(store, "fake", manifest.hash).images(rows), expected)
+    assert downloads == ["part-00000.arrow"]
+
+
+# resizing
+
+
+def test_upsampling_by_hand() -> None:
+    """2 -> 4 pixels: the new centres lie at -0.25, 0.25, 0.75 and 1.25 of the old grid."""
+    image = np.repeat(np.array([[0, 100], [200, 40]], np.uint8)[:, :, None], 3, axis=2)
+    expected = [[0, 25, 75, 100], [50, 59, 76, 85], [150, 126, 79, 55], [200, 160, 80, 40]]
+    np.testing.assert_array_equal(resize_image(image, 4)[:, :, 0], expected)
+    mask = np.array([[0, 1], [1, 0]], np.uint8)
+    np.testing.assert_array_equal(resize_mask(mask, 4), np.kron(mask, np.ones((2, 2))))
+
+
+def test_downsampling_does_not_average_more_than_four_pixels() -> None:
+    """6 -> 2 without antialiasing takes the pixels at 1 and 4."""
+    image = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(resize_image(image, 2), image[[1, 4]][:, [1, 4]])
+    mask = (image[:, :, 0] > 127).astype(np.uint8)
+    np.testing.assert_array_equal(resize_mask(mask, 2), mask[[0, 3]][:, [0, 3]])
+
+
+def test_half_is_rounded_up() -> None:
+    image = np.repeat(np.array([[2, 3], [2, 3]], np.uint8)[:, :, None], 3, axis=2)
+    assert resize_image(image, 1).tolist() == [[[3, 3, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(57, 91, 64), (300, 200, 64), (64, 64, 64), (224, 267, 224)]
+)
+def test_resizing_is_torchs_bilinear(height: int, width: int, size: int) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    reference = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    difference = np.abs(resize_image(image, size) - reference.numpy())
+    assert difference.max() <= 0.51  # torch's float32 coordinates are this exact
+
+
+def test_parts_are_plain_arrow(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    use(monkeypatch, FakeReader(70))
+    folder = store_folder(store, "fake", prepare(FAKE, 32, store).manifest.hash)
+    reader = pa.ipc.open_file(pa.memory_map((folder / "part-00000.arrow").path))
+    assert [reader.get_batch(n).num_rows for n in range(reader.num_record_batches)] == [64, 6]
+    assert reader.schema.field("image").type == pa.binary(32 * 32 * 3)
+    assert reader.schema.field("mask").type == pa.binary(32 * 32)
