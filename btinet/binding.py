@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from btinet.config import BoundRun, DatasetSettings, Experiment, Run
-from btinet.datasets.prepare import Prepared, prepare
-from btinet.datasets.prepared import open_prepared
+from btinet.datasets.prepare import Prepared, import_store, prepare
+from btinet.datasets.prepared import Manifest, open_prepared
 from btinet.datasets.splits import load_split, split_id
 from btinet.errors import InputError
 from btinet.models.registry import METHODS
@@ -36,7 +36,10 @@ def check_inputs(experiment: Experiment) -> None:
 
 
 def prepare_dataset(
-    experiment: Experiment, dataset: DatasetSettings, root: Storage, on_progress: Callable[[int, int], None] | None = None
+    experiment: Experiment,
+    dataset: DatasetSettings,
+    root: Storage,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Prepare one dataset of the experiment and draw the splits of all its seeds."""
     size = experiment.settings(dataset.name, "full").image_size
@@ -64,11 +67,29 @@ def bind(run: Run, prepared_hash: str, weights_sha256: str | None) -> BoundRun:
     return BoundRun(run=run, prepared=prepared_hash, split=split_id(POLICY, run.seed), weights_sha256=weights_sha256)
 
 
-def bind_one(experiment: Experiment, key: str, root: Storage) -> BoundRun:
-    """Bind the run named ``key``, preparing its dataset if that is not done."""
+def bind_one(experiment: Experiment, key: str, root: Storage, store: Path | None = None) -> BoundRun:
+    """Bind the run named ``key``.
+
+    Args:
+        store: folder of the prepared dataset (from ``btinet prepare --export`` or ``dvc pull``); when None the
+            dataset is prepared from its source, if that was not done yet.
+    """
     run = experiment.run(key)
-    prepared = prepare_dataset(experiment, run.dataset, root)
-    return bind(run, prepared.manifest.hash, publish_weights(experiment, root))
+    if store is not None:
+        manifest = import_store(store, root)
+        _check_store(manifest, run, store)
+    else:
+        manifest = prepare_dataset(experiment, run.dataset, root).manifest
+    return bind(run, manifest.hash, publish_weights(experiment, root))
+
+
+def _check_store(manifest: Manifest, run: Run, store: Path) -> None:
+    for field, found, wanted in (
+        ("name", manifest.name, run.dataset.name),
+        ("image_size", manifest.image_size, run.settings.image_size),
+    ):
+        if found != wanted:
+            raise InputError(f"{store}: {field} is {found!r} but the run {run.key} needs {wanted!r}: prepare it again")
 
 
 def _weights_path(experiment: Experiment) -> Path | None:
@@ -82,5 +103,7 @@ def _weights_path(experiment: Experiment) -> Path | None:
         )
     path = Path(given).expanduser()
     if not path.is_file():
-        raise InputError(f"weights: {path}: no such file (from {'the experiment' if experiment.weights else 'BTINET_WEIGHTS'})")
+        raise InputError(
+            f"weights: {path}: no such file (from {'the experiment' if experiment.weights else 'BTINET_WEIGHTS'})"
+        )
     return path

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -71,18 +71,25 @@ class LossSettings(Strict):
 
 
 class StageSettings(Strict):
-    """One training stage's budget and its early stopping."""
+    """A training stage's budget and its early stopping; the defaults are Stage 1's."""
 
-    epochs: int = Field(ge=1)
-    patience: int = Field(ge=1)
+    epochs: int = Field(50, ge=1)
+    patience: int = Field(10, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
+
+
+class GateStageSettings(StageSettings):
+    """Stage 2's."""
+
+    epochs: int = Field(15, ge=1)
+    patience: int = Field(5, ge=1)
 
 
 class TrainSettings(Strict):
     """Optimisation and augmentation (App. B, Table A1)."""
 
-    stage1: StageSettings = StageSettings(epochs=50, patience=10)
-    stage2: StageSettings = StageSettings(epochs=15, patience=5)
+    stage1: StageSettings = StageSettings()
+    stage2: GateStageSettings = GateStageSettings()
     batch_size: int = Field(8, ge=2)
     val_batch_size: int = Field(16, ge=2)
     weight_decay: float = Field(1e-5, ge=0)
@@ -128,7 +135,7 @@ PRESETS: dict[str, Overrides] = {
     "tiny": {  # the same code at a size for laptops and tests
         "image_size": 64,
         "model": {
-            "encoder": "tf_efficientnet_b0",
+            "encoder": "tinynet_e",
             "pretrained": False,
             "drop_path": 0.0,
             "decoder_channels": (48, 32, 24, 16),
@@ -245,7 +252,7 @@ class Experiment(Strict):
     methods: tuple[str, ...] = Field(("btinet",), min_length=1)
     variants: tuple[str, ...] = Field(("full",), min_length=1)
     preset: str = "paper"
-    seeds: tuple[int, ...] = Field((42, 123, 456), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((42, 123, 456), min_length=1)
     data_root: str | None = None
     """Folder below which datasets are looked for; else BTINET_DATA_ROOT."""
     weights: str | None = None
@@ -275,6 +282,11 @@ class Experiment(Strict):
     def _settings_are_valid(self) -> Experiment:
         self.runs()
         return self
+
+    def with_storage(self, url: str | None, endpoint: str | None) -> Experiment:
+        """The same experiment on another storage; None leaves that part as it is."""
+        given = {name: value for name, value in (("url", url), ("endpoint", endpoint)) if value is not None}
+        return self.model_copy(update={"storage": self.storage.model_copy(update=given)})
 
     def settings(self, dataset: str, variant: str) -> Settings:
         """Merged and validated settings of this experiment's runs on ``dataset``."""
@@ -346,9 +358,13 @@ def _faults(error: ValidationError) -> list[str]:
     remedies = {"extra_forbidden": "unknown key: check its spelling against docs/configuration.md, or remove it"}
     lines = []
     for fault in error.errors():
+        if fault["type"] == "too_short" and fault["input"]:
+            continue  # only valid items were counted; the faults of the others are listed
         field = ".".join(str(part) for part in fault["loc"]) or "experiment"
         message = remedies.get(fault["type"], fault["msg"])
-        given = "" if fault["type"] == "missing" or isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+        given = (
+            "" if fault["type"] == "missing" or isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+        )
         lines.append(f"  {field}: {message}{given}")
     return lines
 

@@ -76,7 +76,8 @@ def focal_cross_entropy(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     """(1 - p_t)^gamma * CE; logits [B, K], labels [B] int64."""
     cross_entropy = F.cross_entropy(logits, labels, reduction="none")
     p_true = torch.exp(-cross_entropy)
-    return ((1 - p_true).clamp_min(0).pow(gamma) * cross_entropy).mean()
+    # as above: gamma < 1 has an infinite slope at 0
+    return ((1 - p_true).clamp_min(EPSILON).pow(gamma) * cross_entropy).mean()
 
 
 def soft_iou(p: Tensor, y: Tensor) -> Tensor:

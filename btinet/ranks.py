@@ -81,6 +81,8 @@ def _global_batchnorm(module: _BatchNorm, plain_forward: Callable[[Tensor], Tens
     mean = all_reduce(x.sum(others)) / count
     centred = x - mean.view(shape)
     variance = all_reduce(centred.square().sum(others)) / count
+    assert module.running_mean is not None and module.running_var is not None and module.momentum is not None
+    assert module.num_batches_tracked is not None
     with torch.no_grad():
         module.num_batches_tracked += 1
         module.running_mean.lerp_(mean, module.momentum)

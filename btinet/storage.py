@@ -1,8 +1,8 @@
 """One URL -> files on a disk or in object storage, with atomic writes.
 
 Everything that outlives a process goes through :class:`Storage`. A reader sees a file either whole or not at
-all: on a disk a file is written beside its final name and renamed; an object store publishes an object when its
-upload completes. Retries of object-storage requests are botocore's, bounded.
+all: on a disk a file is written beside its final name and renamed; an object store publishes an object when
+its upload completes. Retries of object-storage requests are botocore's and s3fs's, bounded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from btinet.errors import InputError
 
 CHUNK = 8 * 2**20
+CHECK_SECONDS = 15
+"""How long check_writable waits for an object store."""
 PART = ".part"
 """Ends the name of a file that is still being written; what a killed writer leaves is never listed."""
 
@@ -37,7 +40,7 @@ def _filesystem(protocol: str, endpoint: str | None, patient: bool = True) -> fs
     if protocol != "s3":
         remedy = "use file://PATH or s3://BUCKET/PREFIX"
         raise InputError(f"storage URL scheme {protocol!r} is not supported: {remedy}")
-    return fsspec.filesystem(
+    client = fsspec.filesystem(
         "s3",
         endpoint_url=endpoint,
         use_listings_cache=False,  # other processes write here; a cached listing would hide their files
@@ -48,6 +51,9 @@ def _filesystem(protocol: str, endpoint: str | None, patient: bool = True) -> fs
             "s3": {"addressing_style": "path" if endpoint else "auto"},
         },
     )
+    if not patient:
+        client.retries = 1  # s3fs repeats what botocore gave up on
+    return client
 
 
 class Storage:
@@ -67,8 +73,9 @@ class Storage:
             raise InputError(f"storage URL {url!r} names no bucket: use s3://BUCKET/PREFIX")
         self.protocol = protocol
         self.path = path.rstrip("/")
-        self.endpoint = endpoint
-        self.fs = _filesystem(protocol, endpoint or os.environ.get("AWS_ENDPOINT_URL"))
+        # resolved here, so that whoever is handed this URL and endpoint reaches the same server
+        self.endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL") if protocol == "s3" else None
+        self.fs = _filesystem(protocol, self.endpoint)
 
     @property
     def url(self) -> str:
@@ -90,6 +97,10 @@ class Storage:
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
+
+    def arrow_filesystem(self) -> pa.fs.FileSystem:
+        """For libraries that take a pyarrow filesystem; pair it with ``path``."""
+        return pa.fs.LocalFileSystem() if self.is_local else pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self.fs))
 
     # reading
 
@@ -169,12 +180,15 @@ class Storage:
     def check_writable(self) -> None:
         """Write and remove a small file, so that a wrong URL or credential is known before work starts."""
         probe = self / f".probe-{uuid.uuid4().hex}"
-        if not self.is_local:
-            probe.fs = _filesystem(self.protocol, self.fs.endpoint_url, patient=False)
         try:
-            probe.write_bytes(b"btinet")
+            if self.is_local:
+                probe.write_bytes(b"btinet")
+            else:
+                client = _filesystem(self.protocol, self.fs.endpoint_url, patient=False)
+                client.pipe_file(probe.path, b"btinet", timeout=CHECK_SECONDS)
             probe.remove()
         except Exception as error:
+            reason = str(error) or f"no answer in {CHECK_SECONDS} s"
             endpoint = None if self.is_local else self.fs.endpoint_url
             where = f" at endpoint {endpoint}" if endpoint else ""
             remedy = (
@@ -183,7 +197,7 @@ class Storage:
                 else "check the bucket's name, the endpoint (storage.endpoint or AWS_ENDPOINT_URL) and the "
                 "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
             )
-            raise InputError(f"storage {self.url}{where} cannot be written: {error}; {remedy}") from error
+            raise InputError(f"storage {self.url}{where} cannot be written: {reason}; {remedy}") from error
 
 
 def stream_sha256(stream: BinaryIO) -> str:

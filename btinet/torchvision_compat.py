@@ -15,7 +15,7 @@ import torch
 _operators: torch.library.Library | None = None  # the declarations live as long as this object
 
 try:
-    import torchvision  # noqa: F401
+    import torchvision
 except RuntimeError as error:
     if "torchvision::nms" not in str(error):
         raise

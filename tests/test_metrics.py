@@ -79,8 +79,7 @@ def test_per_image_values_are_scikit_learns(masks: tuple[Tensor, Tensor]) -> Non
     peers = {"iou": jaccard_score, "dice": f1_score, "precision": precision_score, "recall": recall_score}
     for name, peer in peers.items():
         expected = [
-            peer(t.flatten().numpy(), p.flatten().numpy(), zero_division=0)
-            for p, t in zip(*masks, strict=True)
+            peer(t.flatten().numpy(), p.flatten().numpy(), zero_division=0) for p, t in zip(*masks, strict=True)
         ]
         assert getattr(result, name).tolist() == pytest.approx(expected), name
 

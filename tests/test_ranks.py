@@ -112,9 +112,7 @@ def pass_btinet(model: nn.Module, part: slice) -> dict[str, Any]:
     (loss + focal_cross_entropy(output.clf_logits, LABELS[part], 2.0)).backward()
     plain = getattr(model, "module", model)
     return {
-        "outputs": torch.cat(
-            [output.seg_logits.flatten(1), output.clf_logits, *output.signals], dim=1
-        ).detach(),
+        "outputs": torch.cat([output.seg_logits.flatten(1), output.clf_logits, *output.signals], dim=1).detach(),
         "gradients": {name: parameter.grad for name, parameter in plain.named_parameters()},
         "state": plain.state_dict(),
     }
@@ -144,9 +142,7 @@ def work(rank: int, folder: str) -> None:
         found["sum"] = ranks.sum(torch.tensor([1.0 + rank, 10.0]))
         kept = torch.tensor([rank + 1, 5])
         found["sum int"], found["kept"] = ranks.sum(kept), kept
-        found["min_max"] = {
-            name: ranks.min_max(torch.tensor(values[rank])) for name, values in VALUES.items()
-        }
+        found["min_max"] = {name: ranks.min_max(torch.tensor(values[rank])) for name, values in VALUES.items()}
         found["gates"] = {name: judge_gates(lesions, part) for name, lesions in LESIONS.items()}
         for name, synchronise in (("synchronised", True), ("plain", False)):
             model = mixture()
@@ -203,9 +199,7 @@ class TestBatchNorm:
     ) -> None:
         assert_all_close(found[rank]["synchronised"][what], whole_mixture[what], 1e-5)
 
-    def test_the_plain_ones_would_differ(
-        self, found: list[dict[str, Any]], whole_mixture: dict[str, Any]
-    ) -> None:
+    def test_the_plain_ones_would_differ(self, found: list[dict[str, Any]], whole_mixture: dict[str, Any]) -> None:
         together = torch.cat([each["plain"]["outputs"] for each in found])
         assert (together - whole_mixture["outputs"]).abs().max() > 0.1
         own = [each["plain"]["state"]["features.1.running_mean"] for each in found]
@@ -231,7 +225,7 @@ class TestReductions:
 
     @pytest.mark.parametrize("case", VALUES)
     def test_min_max(self, found: list[dict[str, Any]], case: str) -> None:
-        everything = sum(VALUES[case], [])
+        everything = [*VALUES[case][0], *VALUES[case][1]]
         expected = (min(everything), max(everything)) if everything else (float("inf"), float("-inf"))
         for each in found:
             assert tuple(extreme.item() for extreme in each["min_max"][case]) == pytest.approx(expected)

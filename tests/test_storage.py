@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from btinet import storage
 from btinet.errors import InputError
 from btinet.storage import Storage, file_sha256
 
@@ -182,15 +183,13 @@ class TestUrls:
         ],
     )
     def test_url_and_name(self, url: str, expected: str, name: str) -> None:
-        storage = Storage(url)
-        assert storage.url == str(storage) == expected
-        assert storage.name == name
-        assert storage.is_local == expected.startswith("file://")
+        place = Storage(url)
+        assert place.url == str(place) == expected
+        assert place.name == name
+        assert place.is_local == expected.startswith("file://")
 
     @pytest.mark.parametrize("url", ["results/here", "file://results/here"])
-    def test_relative_paths_count_from_here(
-        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_relative_paths_count_from_here(self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         assert Storage(url).url == f"file://{tmp_path}/results/here"
 
@@ -214,9 +213,7 @@ class TestUrls:
 
 class TestDisk:
     @pytest.mark.parametrize("before", [None, b"the version before"])
-    def test_a_writer_killed_halfway_leaves_nothing_readable(
-        self, tmp_path: Path, before: bytes | None
-    ) -> None:
+    def test_a_writer_killed_halfway_leaves_nothing_readable(self, tmp_path: Path, before: bytes | None) -> None:
         root = Storage(str(tmp_path))
         file = root / "predictions.parquet"
         if before:
@@ -257,12 +254,16 @@ class TestDisk:
         assert message.endswith("check that the folder can be created and written")
 
 
-def test_check_writable_soon_tells_that_no_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("listening", [False, True], ids=["closed port", "silent server"])
+def test_check_writable_soon_tells_that_no_server_answers(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with socket.socket() as closed:  # bound, and not listening
-        closed.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(storage, "CHECK_SECONDS", 3)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listening:
+            server.listen()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         start = time.monotonic()
         with pytest.raises(InputError) as caught:
             Storage("s3://bucket/prefix", endpoint).check_writable()

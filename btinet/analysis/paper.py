@@ -38,10 +38,7 @@ COMPARISON = pa.schema(
         pa.field("artefact", pa.string()),
         *(RUN.field(name) for name in SETTING),
         pa.field("quantity", pa.string()),
-        *(
-            pa.field(name, pa.float64())
-            for name in ("ours", "ours_std", "paper", "paper_std", "abs_diff", "z")
-        ),
+        *(pa.field(name, pa.float64()) for name in ("ours", "ours_std", "paper", "paper_std", "abs_diff", "z")),
         pa.field("note", pa.string()),
     ]
 )

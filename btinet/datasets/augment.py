@@ -75,9 +75,7 @@ def _uniforms(seed: int, epoch: int, row: int) -> NDArray[np.float64]:
 def _rotation_grid(angle: Tensor, height: int, width: int) -> Tensor:
     """Where each output pixel comes from, in grid_sample's coordinates (align_corners): [B, H, W, 2]."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    aspect = (height - 1) / (
-        width - 1
-    )  # the coordinates are relative to each side; the rotation is in pixels
+    aspect = (height - 1) / (width - 1)  # the coordinates are relative to each side; the rotation is in pixels
     theta = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], dim=1).view(-1, 2, 3)
     return F.affine_grid(theta, [len(angle), 1, height, width], align_corners=True)
 

@@ -66,9 +66,7 @@ class BusiReader:
         for path in mask_paths:
             part = read_mask(path)
             if part.shape != mask.shape:
-                raise InputError(
-                    f"{path}: mask is {_size(part)} but its image is {_size(image)}: get both files again"
-                )
+                raise InputError(f"{path}: mask is {_size(part)} but its image is {_size(image)}: get both files again")
             mask |= part
         self._check_mask(sample, mask)
         return image, mask
@@ -95,8 +93,7 @@ class BusiReader:
             name = FILE_NAME.fullmatch(path.name)
             if name is None or not path.name.startswith(f"{folder.name} "):
                 self._problems.append(
-                    f"{path}: not a name of the official layout: "
-                    f"rename it to '{folder.name} (N).png' or remove it"
+                    f"{path}: not a name of the official layout: rename it to '{folder.name} (N).png' or remove it"
                 )
             elif name["mask"]:
                 masks.setdefault(name["sample_id"], []).append(path)

@@ -50,9 +50,7 @@ class PhantomReader:
 
     def samples(self) -> list[Sample]:
         return [
-            Sample(
-                f"phantom-{index:06d}", LABELS[index % len(LABELS)], None, f"v{PHANTOM_VERSION}/{index}", ()
-            )
+            Sample(f"phantom-{index:06d}", LABELS[index % len(LABELS)], None, f"v{PHANTOM_VERSION}/{index}", ())
             for index in range(self.count)
         ]
 
@@ -78,9 +76,7 @@ def draw(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     mask = np.zeros((SIZE, SIZE), np.uint8)
     if label != NORMAL:
         lesion = _lesion(rng, is_malignant=label == MALIGNANT)
-        echo = (
-            echo * (1 - 0.7 * lesion.inside) + lesion.echo
-        )  # a lesion replaces most of the tissue's structure
+        echo = echo * (1 - 0.7 * lesion.inside) + lesion.echo  # a lesion replaces most of the tissue's structure
         mask = lesion.mask
     return _scan(rng, echo), mask
 

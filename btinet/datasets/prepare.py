@@ -105,9 +105,7 @@ def prepare(
 
     with tempfile.TemporaryDirectory(prefix="btinet-prepare-") as temporary:
         folder = Path(temporary)
-        content_hash, labels = _write_files(
-            settings.name, reader, samples, problems, image_size, folder, on_progress
-        )
+        content_hash, labels = _write_files(settings.name, reader, samples, problems, image_size, folder, on_progress)
         target = store_folder(storage, settings.name, content_hash)
         existing = _published(target)
         manifest = existing or _publish(
@@ -121,13 +119,37 @@ def prepare(
                 classes=reader.classes,
                 class_counts={name: labels[label] for label, name in enumerate(reader.classes)},
                 count=labels.total(),
-                files=_file_entries(folder),
+                files=_file_entries(folder, sorted(file.name for file in folder.iterdir())),
                 source=Source(origin=reader.origin, fingerprint=fingerprint),
                 versions={package: version(package) for package in ("btinet", "numpy", "pillow", "torch")},
             ),
         )
     pointer.write_json({"hash": content_hash})
     return Prepared(manifest, reused=existing is not None)
+
+
+def export_store(manifest: Manifest, storage: Storage, folder: Path) -> None:
+    """Copy a published store out of storage into ``folder`` (for DVC to version), the manifest last."""
+    source = store_folder(storage, manifest.name, manifest.hash)
+    for name in (*manifest.files, MANIFEST_FILE):
+        (source / name).download(folder / name)
+
+
+def import_store(folder: Path, storage: Storage) -> Manifest:
+    """Publish a store that :func:`export_store` (or ``dvc pull``) left in ``folder``, unless it is there already.
+
+    Raises:
+        InputError: ``folder`` holds no store, or a file that does not match its manifest.
+    """
+    manifest = read_manifest(Storage(str(folder)))
+    if manifest is None:
+        raise InputError(f"{folder}: no prepared dataset: run `btinet prepare` or `dvc pull` first")
+    target = store_folder(storage, manifest.name, manifest.hash)
+    if _published(target) is None:
+        if _file_entries(folder, manifest.files) != manifest.files:
+            raise InputError(f"{folder}: files do not match {MANIFEST_FILE}: run `dvc checkout` or prepare again")
+        _publish(folder, target, manifest)
+    return manifest
 
 
 def choose_subset(samples: list[Sample], max_samples: int | None) -> list[Sample]:
@@ -152,9 +174,7 @@ def choose_subset(samples: list[Sample], max_samples: int | None) -> list[Sample
     return sorted((sample for _, _, sample in keyed[:max_samples]), key=lambda sample: sample.sample_id)
 
 
-def source_fingerprint(
-    settings: DatasetSettings, image_size: int, reader: Reader, samples: list[Sample]
-) -> str:
+def source_fingerprint(settings: DatasetSettings, image_size: int, reader: Reader, samples: list[Sample]) -> str:
     """SHA-256 of all that the prepared store follows from: the settings, the samples and their files."""
     rows = [
         [
@@ -293,10 +313,12 @@ def _publish(folder: Path, target: Storage, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _file_entries(folder: Path) -> dict[str, FileEntry]:
+def _file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    files = {name: folder / name for name in names}
     return {
-        file.name: FileEntry(sha256=file_sha256(file), bytes=file.stat().st_size)
-        for file in sorted(folder.iterdir())
+        name: FileEntry(sha256=file_sha256(file), bytes=file.stat().st_size)
+        for name, file in files.items()
+        if file.exists()
     }
 
 

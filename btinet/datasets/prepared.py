@@ -93,9 +93,7 @@ def read_manifest(folder: Storage) -> Manifest | None:
     except ValidationError as error:
         raise InputError(f"{file}: not a manifest: remove that folder and prepare again\n{error}") from error
     if manifest.format != FORMAT:
-        raise InputError(
-            f"{file}: format {manifest.format}, this version reads {FORMAT}: prepare the dataset again"
-        )
+        raise InputError(f"{file}: format {manifest.format}, this version reads {FORMAT}: prepare the dataset again")
     return manifest
 
 
@@ -111,9 +109,7 @@ def open_prepared(storage_root: Storage, name: str, hash: str) -> PreparedDatase
     folder = store_folder(storage_root, name, hash)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(
-            f"{folder}: no prepared dataset: run `btinet prepare` with this experiment and storage"
-        )
+        raise InputError(f"{folder}: no prepared dataset: run `btinet prepare` with this experiment and storage")
     if folder.is_local:
         local = Path(folder.path)
     else:
@@ -124,9 +120,7 @@ def open_prepared(storage_root: Storage, name: str, hash: str) -> PreparedDatase
                 (folder / file).download(local / file)
     for file, entry in manifest.files.items():
         if not _matches(local / file, entry):
-            raise InputError(
-                f"{folder / file} does not match its manifest: remove that folder and prepare again"
-            )
+            raise InputError(f"{folder / file} does not match its manifest: remove that folder and prepare again")
     return PreparedDataset(manifest, local)
 
 

@@ -57,9 +57,7 @@ def load_split(storage_root: Storage, prepared: PreparedDataset, policy: str, se
         file.write_table(make_split(prepared, policy, seed))
     table = file.read_table()
     if not table["sample_id"].equals(prepared.samples["sample_id"]):
-        raise InputError(
-            f"{file}: does not list the samples of {folder}: remove the file, it will be made again"
-        )
+        raise InputError(f"{file}: does not list the samples of {folder}: remove the file, it will be made again")
     return Split(policy, seed, table)
 
 
@@ -98,9 +96,7 @@ def make_split(prepared: PreparedDataset, policy: str, seed: int) -> pa.Table:
     splits = np.full(len(prepared), "train", dtype="<U5")
     splits[val] = "val"
     splits[test] = "test"
-    return pa.table(
-        {"sample_id": prepared.samples["sample_id"], "split": pa.array(splits.tolist(), pa.string())}
-    )
+    return pa.table({"sample_id": prepared.samples["sample_id"], "split": pa.array(splits.tolist(), pa.string())})
 
 
 def _draw(

@@ -140,7 +140,10 @@ def _evaluate_batch(model: BTINet, batch: Batch, bound: BoundRun, with_masks: bo
         columns["mask_png"] = [_png(mask) for mask in predicted[:, 0].cpu().numpy()]
     if settings.mc_passes:
         columns |= _mc_columns(mc_dropout(model, features, batch.masks, settings.mc_passes, settings.mc_scope))
-        columns |= {"mc_T": [settings.mc_passes] * len(batch.labels), "mc_scope": [settings.mc_scope] * len(batch.labels)}
+        columns |= {
+            "mc_T": [settings.mc_passes] * len(batch.labels),
+            "mc_scope": [settings.mc_scope] * len(batch.labels),
+        }
     return columns
 
 
@@ -148,7 +151,13 @@ def _classification_columns(output: Output, labels: Tensor) -> dict[str, Tensor]
     assert output.clf_logits is not None
     probs = output.clf_logits.softmax(1)
     conf, y_pred = probs.max(1)
-    return {"probs": probs, "conf": conf, "y_pred": y_pred, "correct": y_pred == labels, "entropy": entropy(probs)}
+    return {
+        "probs": probs,
+        "conf": conf,
+        "y_pred": y_pred,
+        "correct": y_pred == labels,
+        "entropy": entropy(probs),
+    }
 
 
 def _mc_columns(mc: McDropout) -> dict[str, Tensor]:
@@ -156,7 +165,13 @@ def _mc_columns(mc: McDropout) -> dict[str, Tensor]:
 
 
 def _table(
-    columns: dict[str, Any], bound: BoundRun, stage: int, split: Split, name: str, prepared: PreparedDataset, batch: Batch
+    columns: dict[str, Any],
+    bound: BoundRun,
+    stage: int,
+    split: Split,
+    name: str,
+    prepared: PreparedDataset,
+    batch: Batch,
 ) -> pa.Table:
     """A batch's rows in the schema's order and types; columns that the model does not give are null."""
     run, count = bound.run, len(batch.labels)

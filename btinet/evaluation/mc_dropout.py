@@ -71,6 +71,7 @@ def mc_dropout(model: BTINet, features: list[Tensor], masks: Tensor, passes: int
             total_seg = total_seg + p
             total_seg_square = total_seg_square + p.square()
             total_seg_entropy = total_seg_entropy + binary_entropy(p)
+            assert output.clf_logits is not None
             clf_passes.append(output.clf_logits.softmax(1))
     mean = total_seg / passes
     variance = (total_seg_square / passes - mean.square()).clamp_min(0)

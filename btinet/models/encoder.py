@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +25,8 @@ These are Keras' ``block{2,3,4,6}a_expand_activation`` and ``top_activation``. t
 other tensors whatever its ``feature_location``.
 """
 
+FAMILIES = ("tf_efficientnet_b", "efficientnet_b", "tinynet_")
+
 
 class Encoder(nn.Module):
     """EfficientNet features at strides 2, 4, 8, 16 and 32.
@@ -31,14 +34,18 @@ class Encoder(nn.Module):
     ``tf_efficientnet_b4`` at 224x224 gives 144@112, 192@56, 336@28, 960@14 and 1792@7.
 
     Args:
-        name: a timm EfficientNet, e.g. ``tf_efficientnet_b4``.
+        name: a timm EfficientNet of the original seven stages, e.g. ``tf_efficientnet_b4`` or ``tinynet_e``.
         drop_path: stochastic depth rate of the last block (linearly increasing from 0).
     """
 
+    net: Any  # timm's modules have no types
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, drop_path: float = 0.0) -> None:
         super().__init__()
-        if not name.startswith("tf_efficientnet_b"):
-            raise InputError(f"model.encoder: {name!r} is not an EfficientNet; use tf_efficientnet_b0 ... b7")
+        if not name.startswith(FAMILIES) or not timm.is_model(name):
+            raise InputError(f"model.encoder: {name!r} is not one of timm's {', '.join(FAMILIES)}*")
         self.net = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
         first_blocks = [self.net.blocks[stage][0] for stage in TAP_STAGES]
         self.channels = [block.conv_pw.out_channels for block in first_blocks] + [self.net.conv_head.out_channels]
@@ -88,7 +95,7 @@ class Encoder(nn.Module):
         self.net.load_state_dict(given, strict=False)
 
 
-def _expand_and_finish(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _expand_and_finish(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """An inverted-residual block that changes resolution (so has no shortcut), and its expansion activation."""
     tap = block.bn1(block.conv_pw(x))
-    return block.bn3(block.conv_pwl(block.se(block.bn2(block.conv_dw(tap))))), tap
+    return block.bn3(block.conv_pwl(block.se(block.aa(block.bn2(block.conv_dw(tap)))))), tap

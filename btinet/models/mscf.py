@@ -20,7 +20,10 @@ class MSCF(nn.Module):
         self.branches = nn.ModuleList(_separable(channels, dilation) for dilation in DILATIONS)
         squeezed = channels // 8
         self.scale = nn.Sequential(
-            nn.Linear(channels, squeezed), nn.ReLU(inplace=True), nn.Linear(squeezed, len(DILATIONS)), nn.Softmax(dim=1)
+            nn.Linear(channels, squeezed),
+            nn.ReLU(inplace=True),
+            nn.Linear(squeezed, len(DILATIONS)),
+            nn.Softmax(dim=1),
         )
         self.fuse = nn.Conv2d(channels, channels, 1)
 

@@ -23,9 +23,7 @@ class UPA(nn.Module):
         self.project_clf = nn.Linear(clf_dim, projection, bias=False)  # W_c
         self.mlp = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2))
 
-    def forward(
-        self, d: Tensor, pooled: Tensor, f: Tensor, interaction: Interaction
-    ) -> tuple[Tensor, Tensor, Signals]:
+    def forward(self, d: Tensor, pooled: Tensor, f: Tensor, interaction: Interaction) -> tuple[Tensor, Tensor, Signals]:
         """Gate one level.
 
         Args:

@@ -59,15 +59,11 @@ def wseg_auroc(table2: pa.Table, comparison: pa.Table) -> Markup | None:
     with _figure(columns, -(-len(settings) // columns), panel=(3.7, 2.7)) as (figure, axes):
         for axis, setting in zip(axes, settings, strict=False):
             rows = _of(table2, setting)
-            printed = {
-                row["quantity"]: row["paper"] for row in _of(comparison, setting) if row["artefact"] == "2"
-            }
+            printed = {row["quantity"]: row["paper"] for row in _of(comparison, setting) if row["artefact"] == "2"}
             _wseg_panel(axis, rows, printed)
             axis.set_title(_title(setting), loc="left")
         handles = {
-            label: handle
-            for axis in axes
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles))
         return _svg(figure, "wseg", "AUROC of w_seg per decoder level against Monte Carlo dropout")
@@ -81,9 +77,7 @@ def training_curves(epochs: pa.Table, runs: pa.Table) -> list[tuple[str, Markup]
         runs: a row per run, with the columns of :data:`btinet.analysis.runs.RUN`.
     """
     curves = [name for name in epochs.column_names if name not in NOT_CURVES]
-    curves = [
-        name for name in curves if _is_numeric(epochs[name].type) and epochs[name].null_count < len(epochs)
-    ]
+    curves = [name for name in curves if _is_numeric(epochs[name].type) and epochs[name].null_count < len(epochs)]
     curves.sort(key=lambda name: next((i for i, p in enumerate(FIRST_CURVES) if name.startswith(p)), 9))
     names = [name for name in SETTING if name != "stage"]
     groups: dict[tuple[Any, ...], dict[int, str]] = {}
@@ -110,15 +104,11 @@ def _curves(history: pa.Table, run_ids: dict[int, str], curves: list[str], title
             for (seed, run_id), colour in zip(run_ids.items(), COLOURS * len(run_ids), strict=False):
                 for stage in (1, 2):
                     rows = history.filter((pc.field("run_id") == run_id) & (pc.field("stage") == stage))
-                    epoch, value = (
-                        np.asarray(rows[column].cast(pa.float64())) for column in ("epoch", curve)
-                    )
+                    epoch, value = (np.asarray(rows[column].cast(pa.float64())) for column in ("epoch", curve))
                     order = np.argsort(epoch)
                     label = f"seed {seed}" if stage == 1 else None
                     x = epoch[order] + (shift if stage == 2 else 0)
-                    axis.plot(
-                        x, value[order], color=colour, marker=".", markersize=3, linewidth=1.2, label=label
-                    )
+                    axis.plot(x, value[order], color=colour, marker=".", markersize=3, linewidth=1.2, label=label)
             if len(first) and len(second):
                 axis.axvline(pc.max(first).as_py() + 0.5, color=INK, linewidth=0.8, linestyle=":")
             axis.set_xlim(pc.min(history["epoch"]).as_py() - 0.5, end + 0.5)

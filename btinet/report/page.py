@@ -13,9 +13,7 @@ from btinet.report import figures, tables
 from btinet.storage import Storage
 
 
-def render(
-    experiment: str, analysis: dict[str, pa.Table], epochs: pa.Table | None, provenance: dict[str, str]
-) -> str:
+def render(experiment: str, analysis: dict[str, pa.Table], epochs: pa.Table | None, provenance: dict[str, str]) -> str:
     """The report as one HTML document without outside resources; the same input gives the same bytes.
 
     Args:
@@ -50,9 +48,7 @@ def render(
     )
 
 
-def write(
-    storage_root: Storage, experiment: str, epochs: pa.Table | None, provenance: dict[str, str]
-) -> Storage:
+def write(storage_root: Storage, experiment: str, epochs: pa.Table | None, provenance: dict[str, str]) -> Storage:
     """Render ``analysis/<experiment>/*.parquet`` to ``report/<experiment>/index.html``, which is returned.
 
     Raises:
@@ -77,7 +73,5 @@ def _facts(runs: pa.Table) -> list[tuple[str, Any]]:
         "Presets": "preset",
         "Seeds": "seed",
     }
-    listed = [
-        (label, ", ".join(map(str, pc.unique(runs[column]).to_pylist()))) for label, column in names.items()
-    ]
+    listed = [(label, ", ".join(map(str, pc.unique(runs[column]).to_pylist()))) for label, column in names.items()]
     return [("Runs", len(runs)), *listed]

@@ -137,8 +137,7 @@ def classification(table: pa.Table, printed: Printed) -> HtmlTable:
         for row in table.to_pylist()
     ]
     return HtmlTable(
-        "Table A18. Classification of all test images. Precision, recall and F1 are averaged over classes by "
-        "support.",
+        "Table A18. Classification of all test images. Precision, recall and F1 are averaged over classes by support.",
         ["Dataset", "Method"],
         ["n", "Accuracy, %", "Precision", "Recall", "F1"],
         rows,
@@ -238,9 +237,7 @@ def comparison(table: pa.Table) -> HtmlTable:
 
 def runs(segmentation_runs: pa.Table, classification_runs: pa.Table) -> HtmlTable:
     """Every run by itself."""
-    accuracy = dict(
-        zip(*(classification_runs[name].to_pylist() for name in ("run_id", "accuracy")), strict=True)
-    )
+    accuracy = dict(zip(*(classification_runs[name].to_pylist() for name in ("run_id", "accuracy")), strict=True))
     rows = [
         (
             [Cell(row["run_id"])],

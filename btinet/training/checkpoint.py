@@ -73,4 +73,6 @@ class Checkpoints:
                 file.remove()
 
     def _markers(self) -> list[Storage]:
-        return [file for file in self.folder.children() if file.name.startswith("epoch-") and file.name.endswith(".json")]
+        return [
+            file for file in self.folder.children() if file.name.startswith("epoch-") and file.name.endswith(".json")
+        ]

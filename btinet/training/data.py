@@ -25,9 +25,7 @@ class SplitData:
         self.device = device
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
         is_resident = len(rows) * prepared.manifest.image_size**2 * 4 <= RESIDENT_BYTES
-        self._resident = (
-            (prepared.images(rows).to(device), prepared.masks(rows).to(device)) if is_resident else None
-        )
+        self._resident = (prepared.images(rows).to(device), prepared.masks(rows).to(device)) if is_resident else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +37,10 @@ class SplitData:
             images, masks = (pixels[index] for pixels in self._resident)
         else:
             rows = self.rows[positions]
-            images, masks = self.prepared.images(rows).to(self.device), self.prepared.masks(rows).to(self.device)
+            images, masks = (
+                self.prepared.images(rows).to(self.device),
+                self.prepared.masks(rows).to(self.device),
+            )
         return Batch(
             images=images.permute(0, 3, 1, 2).float() / 255,  # NHWC memory: channels_last without a copy
             masks=masks[:, None].float(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from btinet.config import LossSettings, StageSettings, TrainSettings
+from btinet.config import LossSettings, TrainSettings
 from btinet.datasets.augment import augment
 from btinet.ranks import Ranks, synchronise_batchnorm
 from btinet.training.checkpoint import Checkpoints
@@ -39,6 +39,19 @@ class Progress(NamedTuple):
     """At most: early stopping may end the stage sooner."""
     last: Row | None
     """The last finished epoch's row of the history."""
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        words = [
+            f"stage {self.stage}",
+            f"epoch {self.epoch}/{self.epochs}",
+            f"step {self.step}/{self.steps}",
+            f"loss {self.loss:.3f}",
+            f"at most {minutes}:{seconds:02d} left",
+        ]
+        if self.last is not None:
+            words.append(f"last epoch: val IoU {self.last['val_iou']:.3f}, accuracy {self.last['val_accuracy']:.3f}")
+        return "  ".join(words)
 
 
 class Trained(NamedTuple):
@@ -108,7 +121,7 @@ def fit(
         NonFiniteLossError: naming the samples of the batch.
     """
     ranks = Ranks()
-    stage: StageSettings = settings.stage1 if task.stage == 1 else settings.stage2
+    stage = settings.stage1 if task.stage == 1 else settings.stage2
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=stage.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -139,7 +152,17 @@ def fit(
         started = time.perf_counter()
         _seed_everything(seed, task.stage, epoch, ranks.rank)
         means = _train_epoch(
-            task, step_module, train, optimizer, settings, balance.seg, seed, epoch, stage.epochs, on_step, history
+            task,
+            step_module,
+            train,
+            optimizer,
+            settings,
+            balance.seg,
+            seed,
+            epoch,
+            stage.epochs,
+            on_step,
+            history,
         )
         summary = _validate(task, val, settings.val_batch_size, ranks)
         row: Row = {
@@ -160,7 +183,11 @@ def fit(
         if ranks.is_first:
             previous = best
             if is_better:
-                best = {"epoch": epoch, "value": monitored, **checkpoints.save_best(epoch, task.trained.state_dict())}
+                best = {
+                    "epoch": epoch,
+                    "value": monitored,
+                    **checkpoints.save_best(epoch, task.trained.state_dict()),
+                }
             assert best is not None
             checkpoints.save(
                 epoch,
@@ -239,9 +266,7 @@ def _validate(task: Task, val: SplitData, batch_size: int, ranks: Ranks) -> Row:
     task.eval()
     sums = _sum_up(task.validate(batch) for batch in val.ordered(batch_size, ranks))
     names = sorted(sums)
-    summed = dict(
-        zip(names, ranks.sum(torch.stack([sums[name].double() for name in names])).tolist(), strict=True)
-    )
+    summed = dict(zip(names, ranks.sum(torch.stack([sums[name].double() for name in names])).tolist(), strict=True))
     lesions, samples = summed.pop("lesions"), summed.pop("samples")
     summary = {"val_iou": summed.pop("iou") / lesions, "val_accuracy": summed.pop("correct") / samples}
     return summary | {f"val_{name}": value / samples for name, value in summed.items()}

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -68,7 +68,7 @@ def load_model(bound: BoundRun, stage: int, root: Storage, classes: int) -> BTIN
     receipt = finished_stage(bound, stage, root)
     if receipt is None:
         raise InputError(f"stage {stage} of {bound.run_id} is not finished: run `btinet train {bound.run.key}` first")
-    model = cast(BTINet, build(bound.run.method, bound.run.settings.model, classes))
+    model = build(bound.run.method, bound.run.settings.model, classes)
     with tempfile.TemporaryDirectory() as scratch:
         model.load_state_dict(load_file(fetch_output(receipt, root, MODEL_FILE, Path(scratch))))
     return model.eval()
@@ -99,7 +99,9 @@ def train_stage(
     ranks = Ranks()
     settings = bound.run.settings
     if settings.train.batch_size % ranks.size:
-        raise InputError(f"train.batch_size {settings.train.batch_size} cannot be shared by {ranks.size} workers equally")
+        raise InputError(
+            f"train.batch_size {settings.train.batch_size} cannot be shared by {ranks.size} workers equally"
+        )
     folder = stage_folder(root, bound.run_id, stage)
     if ranks.is_first:
         (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
@@ -143,18 +145,29 @@ def _task(bound: BoundRun, stage: int, root: Storage, classes: int) -> Task:
         if bound.weights_sha256 is not None:
             weights = Path(scratch) / "encoder.safetensors"
             weights_file(root, bound.weights_sha256).download(weights)
-        model = cast(BTINet, build(bound.run.method, settings.model, classes, weights))
+        model = build(bound.run.method, settings.model, classes, weights)
     return Stage1Task(model, settings.loss)
 
 
 def _history_table(bound: BoundRun, history: list[Row]) -> pa.Table:
     run = bound.run
-    names = {"run_id": bound.run_id, "dataset": run.dataset.name, "method": run.method, "variant": run.variant}
+    names = {
+        "run_id": bound.run_id,
+        "dataset": run.dataset.name,
+        "method": run.method,
+        "variant": run.variant,
+    }
     return pa.Table.from_pylist([{**names, "seed": run.seed, **row} for row in history])
 
 
 def _publish(
-    bound: BoundRun, stage: int, root: Storage, task: Task, trained: Trained, started: float, device: torch.device
+    bound: BoundRun,
+    stage: int,
+    root: Storage,
+    task: Task,
+    trained: Trained,
+    started: float,
+    device: torch.device,
 ) -> Receipt:
     """Write the best weights as a whole model and the receipt; then the checkpoints have served."""
     folder = stage_folder(root, bound.run_id, stage)

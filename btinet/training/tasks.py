@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Task(nn.Module):
 
     stage: int
     monitor: str
-    mode: str
+    mode: Literal["min", "max"]
 
     def __init__(self, model: BTINet, trained: nn.Module, settings: LossSettings) -> None:
         super().__init__()
@@ -55,7 +55,12 @@ class Task(nn.Module):
         terms["clf"] = focal_cross_entropy(output.clf_logits, batch.labels, self.settings.focal_gamma)
         if output.signals is not None:
             terms["gate"] = gate_loss(
-                output.signals.w_seg, output.signals.w_clf, output.seg_logits, output.clf_logits, batch.masks, ranks
+                output.signals.w_seg,
+                output.signals.w_clf,
+                output.seg_logits,
+                output.clf_logits,
+                batch.masks,
+                ranks,
             )
         return terms
 

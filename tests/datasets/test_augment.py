@@ -60,9 +60,7 @@ def test_quarter_turn_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_uniforms", lambda *_: np.array([0.9, 0.9, 0.0, 1.0]))  # +90 degrees
     image = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])[None, None]
     out, _ = augment(image, (image > 4).float(), np.zeros(1, int), 0, 0, settings(rotate=1.0, degrees=90))
-    torch.testing.assert_close(
-        out[0, 0], torch.tensor([[3.0, 6, 9], [2, 5, 8], [1, 4, 7]]), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(out[0, 0], torch.tensor([[3.0, 6, 9], [2, 5, 8], [1, 4, 7]]), atol=1e-5, rtol=0)
 
 
 def test_an_eighth_turn_reflects_about_the_border_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

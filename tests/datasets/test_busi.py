@@ -69,9 +69,7 @@ def test_samples_are_sorted_with_labels_in_class_order(tmp_path: Path) -> None:
 
 def test_root_may_be_the_official_folder_or_its_parent(tmp_path: Path) -> None:
     folder = make_tree(tmp_path)
-    assert [s.sample_id for s in BusiReader(folder).samples()] == [
-        s.sample_id for s in BusiReader(tmp_path).samples()
-    ]
+    assert [s.sample_id for s in BusiReader(folder).samples()] == [s.sample_id for s in BusiReader(tmp_path).samples()]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])

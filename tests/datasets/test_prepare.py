@@ -114,9 +114,7 @@ def test_rows_are_copies_and_must_exist(monkeypatch: pytest.MonkeyPatch, store: 
             prepared.images(np.array(rows))
 
 
-def test_preparing_again_decodes_nothing_and_writes_nothing(
-    monkeypatch: pytest.MonkeyPatch, store: Storage
-) -> None:
+def test_preparing_again_decodes_nothing_and_writes_nothing(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
     reader = use(monkeypatch, FakeReader(10))
     first = prepare(FAKE, 32, store)
     loads = reader.loads
@@ -196,9 +194,7 @@ def test_samples_are_decoded_as_they_are_taken() -> None:
     assert list(results) == [2 * item for item in range(5, 1000)]
 
 
-def test_a_bug_in_a_reader_is_not_taken_for_bad_input(
-    monkeypatch: pytest.MonkeyPatch, store: Storage
-) -> None:
+def test_a_bug_in_a_reader_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
     reader = use(monkeypatch, FakeReader(10))
     monkeypatch.setattr(reader, "load", lambda sample: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -235,9 +231,7 @@ def test_a_damaged_file_is_refused(monkeypatch: pytest.MonkeyPatch, store: Stora
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(bytes(data))
-    with pytest.raises(
-        InputError, match=f"{name} does not match its manifest: remove that folder and prepare again"
-    ):
+    with pytest.raises(InputError, match=f"{name} does not match its manifest: remove that folder and prepare again"):
         open_prepared(store, "fake", manifest.hash)
     folder.remove()  # the remedy works
     assert not prepare(FAKE, 32, store).reused
@@ -284,9 +278,7 @@ def test_a_remote_store_is_read_through_the_cache(
 
     downloads: list[str] = []
     download = Storage.download
-    monkeypatch.setattr(
-        Storage, "download", lambda self, to: (downloads.append(self.name), download(self, to))
-    )
+    monkeypatch.setattr(Storage, "download", lambda self, to: (downloads.append(self.name), download(self, to)))
     open_prepared(store, "fake", manifest.hash)
     assert downloads == []
     (cache / "part-00000.arrow").write_bytes(b"damaged")
@@ -319,9 +311,7 @@ def test_half_is_rounded_up() -> None:
     assert resize_image(image, 1).tolist() == [[[3, 3, 3]]]
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size"), [(57, 91, 64), (300, 200, 64), (64, 64, 64), (224, 267, 224)]
-)
+@pytest.mark.parametrize(("height", "width", "size"), [(57, 91, 64), (300, 200, 64), (64, 64, 64), (224, 267, 224)])
 def test_resizing_is_torchs_bilinear(height: int, width: int, size: int) -> None:
     image = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()

@@ -18,9 +18,7 @@ from btinet.storage import Storage
 CLASSES = ("benign", "malignant", "normal")
 
 
-def dataset(
-    counts: tuple[int, int, int], groups: bool = False, shuffle: int | None = None
-) -> PreparedDataset:
+def dataset(counts: tuple[int, int, int], groups: bool = False, shuffle: int | None = None) -> PreparedDataset:
     """What make_split needs of a prepared dataset with so many samples a class."""
     labels = np.repeat(np.arange(3), counts)
     ids = np.array([f"{CLASSES[label]} ({number})" for number, label in enumerate(labels)])
@@ -97,8 +95,6 @@ def test_the_table_is_written_once_and_read_after(tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns == written
     assert first.table.equals(make_split(prepared, "paper", 42))
 
-    (store / "datasets/phantom" / manifest.hash / "splits/paper-s42.parquet").write_table(
-        first.table.slice(1)
-    )
+    (store / "datasets/phantom" / manifest.hash / "splits/paper-s42.parquet").write_table(first.table.slice(1))
     with pytest.raises(InputError, match="remove the file"):
         load_split(store, prepared, "paper", 42)

@@ -32,9 +32,7 @@ def test_a_large_file_goes_up_in_parts_and_comes_back(root: Storage, tmp_path: P
         assert file_sha256(target) == file_sha256(source) == file.sha256()
 
 
-def test_endpoint_given_instead_of_the_environment(
-    root: Storage, s3_env, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endpoint_given_instead_of_the_environment(root: Storage, s3_env, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "file").write_bytes(b"x")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     assert (Storage(root.url, s3_env.endpoint) / "file").read_bytes() == b"x"

@@ -281,7 +281,8 @@ class TestPretrained:
         file: Callable[[dict[str, Tensor]], Path],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        model = build("btinet", TINY.model, CLASSES, file(weights))
+        settings = TINY.model.model_copy(update={"encoder": "tf_efficientnet_b0"})
+        model = build("btinet", settings, CLASSES, file(weights))
         loaded = model.encoder.net.state_dict()
         assert all(torch.equal(value, weights[name]) for name, value in loaded.items())
         assert not caplog.records
@@ -445,9 +446,7 @@ class TestDecoder:
         torch.manual_seed(0)
         gate = AttentionGate(5, 4, 3).double()
         skip, gating = torch.randn(2, 5, 4, 6).double(), torch.randn(2, 4, 4, 6).double()
-        theta, phi, psi = (
-            conv.weight.detach().numpy()[:, :, 0, 0] for conv in (gate.theta, gate.phi, gate.psi)
-        )
+        theta, phi, psi = (conv.weight.detach().numpy()[:, :, 0, 0] for conv in (gate.theta, gate.phi, gate.psi))
         inner = np.einsum("oc,bchw->bohw", theta, skip) + np.einsum("oc,bchw->bohw", phi, gating)
         inner = np.maximum(inner + gate.phi.bias.detach().numpy()[:, None, None], 0)
         score = np.einsum("oc,bchw->bohw", psi, inner) + gate.psi.bias.detach().numpy()[:, None, None]
@@ -476,10 +475,19 @@ def test_an_unknown_method_is_refused_with_the_choices() -> None:
         build("nonet", TINY.model, CLASSES)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b4", "tf_efficientnetv2_s"])
+@pytest.mark.parametrize("name", ["resnet50", "tf_efficientnetv2_s", "tf_efficientnet_b99", "tinynet_z", ""])
 def test_another_encoder_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=rf"model\.encoder: '{name}' is not an EfficientNet; use"):
+    with pytest.raises(InputError, match=rf"model\.encoder: '{name}' is not one of timm's tf_efficientnet_b"):
         Encoder(name)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_b0", "efficientnet_b1_pruned", "efficientnet_blur_b0", "tinynet_e"])
+def test_every_family_computes_what_timm_computes(name: str) -> None:
+    encoder, batch = Encoder(name).eval(), images(1)
+    with torch.no_grad():
+        taps = encoder(batch)
+        assert torch.equal(taps[-1], encoder.net.forward_features((batch - encoder.mean) / encoder.std))
+    assert [tap.shape[1] for tap in taps] == encoder.channels
 
 
 def test_models_need_no_orchestration() -> None:

@@ -182,9 +182,7 @@ class TestUPA:
 
     @pytest.mark.parametrize("seg", [0, 1])
     @pytest.mark.parametrize("clf", [0, 1])
-    def test_weight_0_keeps_and_weight_1_takes_all_of_equations_4_and_8(
-        self, level: Level, seg: int, clf: int
-    ) -> None:
+    def test_weight_0_keeps_and_weight_1_takes_all_of_equations_4_and_8(self, level: Level, seg: int, clf: int) -> None:
         force_gate(level.upa, seg, clf)
         d_final, f_final, signals = level.gated()
         assert signals.w_seg.tolist() == [seg] * BATCH

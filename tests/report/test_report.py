@@ -126,11 +126,7 @@ def test_numbers_are_the_tables(page, tables):
 def test_bold_means_better_than_monte_carlo(page, tables):
     beats = 0
     for dataset in ("busi", "phantom"):
-        rows = [
-            row
-            for row in tables["table2"].to_pylist()
-            if row["dataset"] == dataset and row["method"] == "btinet"
-        ]
+        rows = [row for row in tables["table2"].to_pylist() if row["dataset"] == dataset and row["method"] == "btinet"]
         for metric in ("auroc", "auprc"):
             beats += sum(row[metric] > rows[0][metric] for row in rows[1:])
     assert page.count("<strong>") == beats > 0
@@ -174,9 +170,7 @@ def test_hostile_names_are_text(tables):
     evil = '<script>alert("x")</script>$\\frac$'
     runs = tables["segmentation_runs"]
     renamed = runs.set_column(runs.column_names.index("variant"), "variant", pa.array([evil] * len(runs)))
-    page = render(
-        evil, tables | {"segmentation_runs": renamed}, history(runs["run_id"].to_pylist()), {evil: evil}
-    )
+    page = render(evil, tables | {"segmentation_runs": renamed}, history(runs["run_id"].to_pylist()), {evil: evil})
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 

@@ -1,0 +1,261 @@
+"""``btinet ...``: one thin command a step. What dvc.yaml calls, and what a person calls to redo one step."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from pyarrow.csv import write_csv
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from btinet.binding import bind_one, check_inputs, open_storage, prepare_dataset
+from btinet.config import BoundRun, Experiment, load_experiment
+from btinet.datasets.prepare import export_store
+from btinet.errors import InputError
+from btinet.evaluation.evaluate import evaluate as evaluate_run
+from btinet.evaluation.evaluate import finished_evaluation
+from btinet.receipts import Receipt
+from btinet.results import headline_rows, headline_table, publish_results
+from btinet.storage import Storage
+from btinet.training.loop import NonFiniteLossError, Progress
+from btinet.training.stage import epochs_file, finished_stage, train_stage
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="BTI-Net experiments, step by step: prepare -> train (stage 1, stage 2) -> evaluate -> analyse.\n\n"
+    "A RUN is named DATASET/METHOD/VARIANT/SEED, e.g. phantom/btinet/full/42; `btinet runs` lists them. A step that "
+    "is done already is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`.",
+)
+console = Console(stderr=True, highlight=False)
+
+ExperimentFile = Annotated[
+    Path, typer.Option("--experiment", "-e", help="Experiment file (YAML); examples are in experiments/.")
+]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option("--storage", envvar="BTINET_STORAGE", help="Where results live: a folder, file://... or s3://..."),
+]
+Endpoint = Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// storage.")]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(help="Folder that holds the datasets in their official layouts; else BTINET_DATA_ROOT."),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="safetensors file of the encoder's ImageNet weights; else BTINET_WEIGHTS.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="DATASET/METHOD/VARIANT/SEED")]
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", help="Take the prepared dataset from this folder (`btinet prepare --export`, `dvc pull`)."),
+]
+InProcess = Annotated[
+    bool,
+    typer.Option("--in-process/--cluster", help="In this plain process, without Ray; or as a Ray job (the default)."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
+DEFAULT_EXPERIMENT = Path("params.yaml")
+
+
+@app.command()
+def runs(
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+) -> None:
+    """List an experiment's runs by name."""
+    for run in load_experiment(experiment).runs():
+        typer.echo(run.key)
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Only this dataset; all of the experiment's by default.")
+    ] = None,
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    storage: StorageUrl = None,
+    endpoint: Endpoint = None,
+    data_root: DataRoot = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Also copy the prepared dataset into this folder, for DVC to version.")
+    ] = None,
+) -> None:
+    """Decode datasets once into large files addressed by their content, and draw their splits."""
+    settings, root = _open(experiment, storage, endpoint, data_root)
+    chosen = [entry for entry in settings.datasets if dataset in (None, entry.name)]
+    if not chosen:
+        raise InputError(f"experiment {settings.name!r} has no dataset {dataset!r}")
+    for entry in chosen:
+        with _bar(f"preparing {entry.name}") as show:
+            result = prepare_dataset(settings, entry, root, show)
+        manifest = result.manifest
+        counts = ", ".join(f"{name} {count}" for name, count in manifest.class_counts.items())
+        console.print(
+            f"{entry.name}: {'prepared before' if result.reused else 'prepared'}: {manifest.count} samples ({counts}) "
+            f"at {manifest.image_size} px, hash {manifest.hash}"
+        )
+        if export is not None:
+            export_store(manifest, root, export)
+
+
+@app.command()
+def train(
+    run: RunName,
+    stage: Annotated[int, typer.Option(min=1, max=2, help="1 trains everything, 2 the four gates only.")],
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    storage: StorageUrl = None,
+    endpoint: Endpoint = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    store: Store = None,
+    in_process: InProcess = False,
+    device: Device = None,
+    receipt: Annotated[Path | None, typer.Option(help="Also write the receipt to this file, for DVC to track.")] = None,
+    history: Annotated[Path | None, typer.Option(help="Also write the history, a row an epoch, as CSV.")] = None,
+) -> None:
+    """Train one stage of a run; goes on from the last checkpoint if it was interrupted."""
+    settings, root = _open(experiment, storage, endpoint, data_root, weights)
+    bound = bind_one(settings, run, root, store)
+    show = _progress_printer(run)
+    done = finished_stage(bound, stage, root)
+    if done is not None:
+        console.print(f"{run} stage {stage}: done already ({done.finished})")
+    elif in_process:
+        done = train_stage(bound, stage, root, _device(device), show)
+    else:
+        from btinet.cluster.jobs import train_on_cluster
+        from btinet.cluster.session import ray_session
+
+        with ray_session() as session:
+            console.print(f"Ray dashboard: {session.dashboard_url}")
+            done = train_on_cluster(bound, stage, root, settings.resources, show)
+    assert done is not None
+    _report(done, bound, receipt)
+    if history is not None:
+        history.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(epochs_file(root, bound, stage).read_table(), history)
+
+
+@app.command()
+def evaluate(
+    run: RunName,
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    storage: StorageUrl = None,
+    endpoint: Endpoint = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    store: Store = None,
+    in_process: InProcess = False,
+    device: Device = None,
+    receipt: Annotated[Path | None, typer.Option(help="Also write the receipt to this file, for DVC to track.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="Also write the headline metrics as JSON.")] = None,
+) -> None:
+    """Predict validation and test with the trained stages, with Monte Carlo dropout beside the gate signals."""
+    settings, root = _open(experiment, storage, endpoint, data_root, weights)
+    bound = bind_one(settings, run, root, store)
+    done = finished_evaluation(bound, root)
+    if done is not None:
+        console.print(f"{run} evaluation: done already ({done.finished})")
+    elif in_process:
+        with _bar(f"evaluating {run}") as show:
+            done = evaluate_run(bound, root, _device(device), show)
+    else:
+        from btinet.cluster.jobs import evaluate_on_cluster
+        from btinet.cluster.session import ray_session
+
+        with ray_session():
+            done = evaluate_on_cluster(bound, root, settings.resources)
+    _report(done, bound, receipt)
+    if metrics is not None:
+        Storage(str(metrics)).write_json(done.metrics)
+
+
+@app.command()
+def analyse(
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    storage: StorageUrl = None,
+    endpoint: Endpoint = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    stores: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a prepared dataset per dataset name (see --store of train)."),
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Also write the tables as CSV and the report here.")] = None,
+) -> None:
+    """Tables and report over all runs of the experiment."""
+    settings, root = _open(experiment, storage, endpoint, data_root, weights)
+    bounds = [bind_one(settings, run.key, root, stores and stores / run.dataset.name) for run in settings.runs()]
+    results = publish_results(settings, bounds, root)
+    Console().print(headline_table(settings.name, headline_rows(results.tables)))
+    console.print(f"tables {results.analysis}\nreport {results.report}")
+    if export is not None:
+        export.mkdir(parents=True, exist_ok=True)
+        for name, table in results.tables.items():
+            write_csv(table, export / f"{name}.csv")
+        results.report.download(export / "report.html")
+
+
+def main() -> None:
+    """Run the command line; bad input ends with status 2 and one message, Ctrl-C with 130."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except (InputError, NonFiniteLossError) as error:
+        console.print(f"btinet: {error}", style="bold red", markup=False)
+        sys.exit(2)
+
+
+def _open(
+    file: Path, storage: str | None, endpoint: str | None, data_root: str | None, weights: str | None = None
+) -> tuple[Experiment, Storage]:
+    """The experiment with the command line's options in place of the file's, and its storage."""
+    experiment = load_experiment(file, data_root=data_root, weights=weights).with_storage(storage, endpoint)
+    check_inputs(experiment)
+    return experiment, open_storage(experiment)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; gives the function to tell it how much is done, and of how much."""
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task(title)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _report(receipt: Receipt, bound: BoundRun, file: Path | None) -> None:
+    table = Table("run", "step", *receipt.metrics, "seconds")
+    values = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in receipt.metrics.values())
+    table.add_row(bound.run_id, receipt.step, *values, f"{receipt.wall_seconds:.1f}")
+    Console().print(table)
+    if file is not None:
+        Storage(str(file)).write_json(receipt.model_dump())
+
+
+def _progress_printer(run: str) -> Callable[[Progress], None]:
+    """Shows where a training is: one line in a terminal, one line an epoch elsewhere."""
+    is_terminal = console.is_terminal
+
+    def show(progress: Progress) -> None:
+        if is_terminal:
+            console.print(f"{run}  {progress}", end="\r" if progress.step < progress.steps else "\n")
+        elif progress.step == progress.steps:
+            console.print(f"{run}  {progress}")
+
+    return show

@@ -1,0 +1,147 @@
+"""A run's steps as cluster jobs. The work itself is ``btinet.training`` and ``btinet.evaluation``, unchanged."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
+import ray
+import ray.train
+import ray.train.torch
+
+from btinet.cluster.worker import evaluate_worker, train_worker
+from btinet.config import BoundRun, ResourceSettings
+from btinet.errors import InputError
+from btinet.evaluation.evaluate import finished_evaluation
+from btinet.receipts import Receipt
+from btinet.storage import Storage
+from btinet.training.loop import Progress
+from btinet.training.stage import finished_stage, stage_folder
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+
+
+class JobError(Exception):
+    """A cluster job ended without its result."""
+
+
+def train_on_cluster(
+    bound: BoundRun,
+    stage: int,
+    root: Storage,
+    resources: ResourceSettings,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Receipt:
+    """Train a stage as a Ray Train job named after the run, or find that it is done.
+
+    A lost worker is replaced and goes on from the last epoch's checkpoint, ``resources.max_failures`` times. What a
+    repetition cannot mend (bad input, a loss that is not finite) ends the job at once.
+
+    Raises:
+        InputError: as raised by the training, in the worker.
+        JobError: the job failed more often than allowed.
+    """
+    if (done := finished_stage(bound, stage, root)) is not None:
+        return done
+    _require_connection()
+    folder = stage_folder(root, bound.run_id, stage)
+    (folder / "failure.json").remove()
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "bound": bound.model_dump(mode="json"),
+            "stage": stage,
+            "storage": {"url": root.url, "endpoint": root.endpoint},
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=_resources(resources),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{bound.run_id}-stage{stage}",
+            storage_path=(root / "ray").path,
+            storage_filesystem=root.arrow_filesystem(),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+        ),
+    )
+    with _watching(folder / "progress.json", on_progress):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise JobError(
+                f"{bound.run_id} stage {stage}: the job failed more than {resources.max_failures} times; run again to "
+                f"go on from its last checkpoint. The last error: {error}"
+            ) from error
+    if (folder / "failure.json").exists():
+        raise InputError((folder / "failure.json").read_json()["message"])
+    receipt = finished_stage(bound, stage, root)
+    if receipt is None:
+        raise JobError(f"{bound.run_id} stage {stage}: the job ended but left no receipt in {folder}")
+    return receipt
+
+
+def evaluate_on_cluster(bound: BoundRun, root: Storage, resources: ResourceSettings) -> Receipt:
+    """Evaluate a run as a Ray task on one worker's resources, or find that it is done."""
+    if (done := finished_evaluation(bound, root)) is not None:
+        return done
+    _require_connection()
+    task = ray.remote(evaluate_worker).options(
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker,
+        max_retries=resources.max_failures,
+        name=f"{bound.run_id}-evaluation",
+    )
+    reference = task.remote(bound.model_dump(mode="json"), {"url": root.url, "endpoint": root.endpoint})
+    try:
+        return Receipt.model_validate(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from error
+        raise
+
+
+def _require_connection() -> None:
+    """Ray would otherwise start a cluster of its own, for instance after a cancellation has ended ours."""
+    if not ray.is_initialized():
+        raise JobError("not connected to Ray: the session has ended, or none was opened (btinet.cluster.session)")
+
+
+def _resources(resources: ResourceSettings) -> dict[str, float]:
+    return {"CPU": resources.cpus_per_worker} | (
+        {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    )
+
+
+@contextmanager
+def _watching(file: Storage, on_progress: Callable[[Progress], None]) -> Iterator[None]:
+    """Pass on what the first worker writes to ``progress.json`` while the block runs."""
+    began = time.time()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        seen = began
+        while not is_over.wait(POLL_SECONDS):
+            try:
+                content: dict[str, Any] = file.read_json() if file.exists() else {"time": began}
+            except (OSError, ValueError) as error:  # the job goes on without its progress being shown
+                log.debug("%s: %s", file, error)
+                continue
+            if content["time"] > seen:
+                seen = content["time"]
+                on_progress(Progress(**{name: content[name] for name in Progress._fields}))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()

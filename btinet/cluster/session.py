@@ -1,0 +1,62 @@
+"""Connecting to Ray: the cluster that RAY_ADDRESS names, or an embedded one that ends with this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import btinet
+from btinet.errors import InputError
+
+# Train's runs appear in the dashboard only where this is set before Ray is imported
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+import ray
+
+
+class Session(NamedTuple):
+    """A live connection to Ray."""
+
+    dashboard_url: str | None
+    is_embedded: bool
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def ray_session() -> Iterator[Session]:
+    """Connect to Ray for the duration of the block.
+
+    To a running cluster goes this package's source and nothing else; its workers need the dependencies installed
+    and read data from storage. An embedded cluster listens on localhost and stops at the end of the block.
+
+    Raises:
+        InputError: RAY_ADDRESS names no reachable cluster.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        context = ray.init(
+            address=address or "local",
+            include_dashboard=None if address else True,
+            dashboard_host="127.0.0.1",
+            runtime_env={"py_modules": [str(Path(btinet.__file__).parent)]} if address else None,
+            logging_level=logging.WARNING,
+            log_to_driver=False,  # progress comes through storage; workers' logs are in the dashboard
+        )
+    except (ConnectionError, RuntimeError) as error:
+        if not address:
+            raise
+        raise InputError(
+            f"RAY_ADDRESS={address}: cannot connect ({error}); check that the cluster is up (`ray status`), or unset "
+            "RAY_ADDRESS to train on an embedded one"
+        ) from error
+    try:
+        total = ray.cluster_resources()
+        url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+        yield Session(url, address is None, total.get("CPU", 0), total.get("GPU", 0))
+    finally:
+        ray.shutdown()

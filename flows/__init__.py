@@ -1,0 +1,1 @@
+"""Prefect flows: order, retries, artifacts, cancellation. No science, no tensors."""
