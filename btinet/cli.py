@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 import torch
 import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.table import Table
 
 from btinet.binding import bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
@@ -36,7 +36,7 @@ app = typer.Typer(
     "A RUN is named DATASET/METHOD/VARIANT/SEED, e.g. phantom/btinet/full/42; `btinet runs` lists them. A step that "
     "is done already is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`.",
 )
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ExperimentFile = Annotated[
     Path, typer.Option("--experiment", "-e", help="Experiment file (YAML); examples are in experiments/.")
@@ -124,6 +124,13 @@ def train(
     """Train one stage of a run; goes on from the last checkpoint if it was interrupted."""
     settings, root = _open(experiment, storage, endpoint, data_root, weights)
     bound = bind_one(settings, run, root, store)
+    if stage not in bound.run.stages:  # dvc.yaml has both stages for every run
+        console.print(f"{run} has no gates, hence no stage {stage}: nothing to train")
+        if receipt is not None:
+            Storage(str(receipt)).write_json({"run_id": bound.run_id, "step": f"stage{stage}", "skipped": "no gates"})
+        if history is not None:
+            _write_csv(epochs_file(root, bound, 1).read_table().slice(length=0), history)
+        return
     show = _progress_printer(run)
     done = finished_stage(bound, stage, root)
     if done is not None:
@@ -140,8 +147,7 @@ def train(
     assert done is not None
     _report(done, bound, receipt)
     if history is not None:
-        history.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(epochs_file(root, bound, stage).read_table(), history)
+        _write_csv(epochs_file(root, bound, stage).read_table(), history)
 
 
 @app.command()
@@ -198,9 +204,8 @@ def analyse(
     Console().print(headline_table(settings.name, headline_rows(results.tables)))
     console.print(f"tables {results.analysis}\nreport {results.report}")
     if export is not None:
-        export.mkdir(parents=True, exist_ok=True)
         for name, table in results.tables.items():
-            write_csv(table, export / f"{name}.csv")
+            _write_csv(table, export / f"{name}.csv")
         results.report.download(export / "report.html")
 
 
@@ -240,12 +245,14 @@ def _device(name: str | None) -> torch.device:
 
 
 def _report(receipt: Receipt, bound: BoundRun, file: Path | None) -> None:
-    table = Table("run", "step", *receipt.metrics, "seconds")
-    values = (f"{value:.4f}" if isinstance(value, float) else str(value) for value in receipt.metrics.values())
-    table.add_row(bound.run_id, receipt.step, *values, f"{receipt.wall_seconds:.1f}")
-    Console().print(table)
+    console.print(f"{bound.run_id}: {receipt}")
     if file is not None:
         Storage(str(file)).write_json(receipt.model_dump())
+
+
+def _write_csv(table: pa.Table, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(table, file)
 
 
 def _progress_printer(run: str) -> Callable[[Progress], None]:

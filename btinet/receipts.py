@@ -42,6 +42,13 @@ class Receipt(Strict):
     finished: str
     wall_seconds: float
 
+    def __str__(self) -> str:
+        values = {
+            name: f"{value:.3f}" if isinstance(value, float) else value for name, value in self.metrics.items()
+        }
+        words = ", ".join(f"{name} {value}" for name, value in values.items())
+        return f"{self.step} done in {self.wall_seconds:.0f} s: {words}"
+
 
 def write_receipt(
     file: Storage,

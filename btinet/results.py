@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import yaml
+from rich import box
 from rich.table import Table
 
 from btinet.analysis import analyse, load_predictions
@@ -99,30 +100,35 @@ def _run_row(bound: BoundRun, root: Storage) -> dict[str, Any]:
 def headline_rows(tables: dict[str, pa.Table]) -> list[dict[str, str]]:
     """A row a setting, as text: IoU, accuracy, and AUROC for segmentation failures of MC dropout and w_seg by level.
 
-    Mean ± sample standard deviation over seeds; a dash where the number is undefined.
+    Mean±sample standard deviation over seeds; a dash where the number is undefined.
     """
     keys = ("dataset", "method", "variant", "preset", "stage")
     rows: dict[tuple[Any, ...], dict[str, str]] = {}
-    for name, label, column in (
-        ("segmentation", "IoU %", "iou"),
-        ("classification", "accuracy %", "accuracy"),
-    ):
+    for name, label, column in (("segmentation", "IoU %", "iou"), ("classification", "acc %", "accuracy")):
         for row in tables[name].to_pylist():
             key = tuple(row[field] for field in keys)
-            named = {"run": "/".join(map(str, key[:3])), "seeds": str(row["seeds"])}
-            rows.setdefault(key, named)[label] = _mean_and_std(row, column, 1)
+            setting = f"{'/'.join(map(str, key[:3]))} ({row['seeds']} seeds)"
+            rows.setdefault(key, {"setting": setting})[label] = _mean_and_std(row, column, 1)
     for row in tables["table2"].to_pylist():
-        label = "AUROC MC" if row["level"] is None else f"w_seg {row['level']}"
-        rows[tuple(row[field] for field in keys)][label] = _mean_and_std(row, "auroc", 3)
-    columns = ("run", "seeds", "IoU %", "accuracy %", "AUROC MC", *(f"w_seg {level}" for level in LEVELS))
+        label = "MC" if row["level"] is None else f"w_seg {row['level']}"
+        rows[tuple(row[field] for field in keys)][label] = _mean_and_std(row, "auroc", 2)
+    columns = ("setting", "IoU %", "acc %", "MC", *(f"w_seg {level}" for level in LEVELS))
     return [{column: row.get(column, "–") for column in columns} for row in rows.values()]
 
 
 def headline_table(title: str, rows: list[dict[str, str]]) -> Table:
     """The same for a terminal."""
-    table = Table(title=title, caption="test split; mean ± std over seeds; AUROC: detection of IoU < 0.5")
+    table = Table(
+        title=title,
+        caption="test split, mean±std over seeds; MC and w_seg: AUROC for detecting IoU < 0.5",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in rows[0]:
-        table.add_column(column, justify="left" if column == "run" else "right")
+        if column == "setting":
+            table.add_column(column, overflow="fold", min_width=12)
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row.values())
     return table
@@ -132,4 +138,4 @@ def _mean_and_std(row: dict[str, Any], column: str, digits: int) -> str:
     mean, std = row[column], row[f"{column}_std"]
     if mean is None:
         return "–"
-    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
+    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f}±{std:.{digits}f}"

@@ -29,7 +29,6 @@ from btinet.cluster.session import Session, ray_session
 from btinet.config import BoundRun, DatasetSettings, Experiment, ResourceSettings, load_experiment
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import finished_evaluation
-from btinet.receipts import Receipt
 from btinet.results import Results, headline_rows, headline_table, publish_results
 from btinet.storage import Storage
 from btinet.training.loop import Progress
@@ -75,7 +74,7 @@ def train_task(bound: BoundRun, stage: int, root: Storage, resources: ResourceSe
         log.logger.info(f"done already ({done.finished})")
         return
     receipt = train_on_cluster(bound, stage, root, resources, log.progress)
-    log.logger.info(_ended(receipt))
+    log.logger.info(str(receipt))
 
 
 @task(
@@ -93,7 +92,7 @@ def evaluate_task(bound: BoundRun, root: Storage, resources: ResourceSettings) -
         logger.info(f"done already ({done.finished})")
         return
     logger.info(f"evaluating, with {bound.run.settings.evaluation.mc_passes} Monte Carlo dropout passes")
-    logger.info(_ended(evaluate_on_cluster(bound, root, resources)))
+    logger.info(str(evaluate_on_cluster(bound, root, resources)))
 
 
 @task(name="run", task_run_name="{bound.run.key}", cache_policy=NO_CACHE)
@@ -229,11 +228,6 @@ def _run_table(bounds: list[BoundRun], root: Storage) -> list[dict[str, Any]]:
         row |= {f"{receipt.step} seconds": receipt.wall_seconds for receipt in steps if receipt}
         rows.append(row | {"finished": steps[-1].finished if steps[-1] else None})
     return rows
-
-
-def _ended(receipt: Receipt) -> str:
-    shown = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in receipt.metrics.items()}
-    return f"done in {receipt.wall_seconds:.0f} s: " + ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 class _Throttled:

@@ -265,6 +265,8 @@ def _validate(task: Task, val: SplitData, batch_size: int, ranks: Ranks) -> Row:
     """
     task.eval()
     sums = _sum_up(task.validate(batch) for batch in val.ordered(batch_size, ranks))
+    if not sums:  # more ranks than batches: this one has nothing to add, but takes part in the sum
+        sums = {name: torch.zeros_like(value) for name, value in task.validate(val.batch(np.arange(1))).items()}
     names = sorted(sums)
     summed = dict(zip(names, ranks.sum(torch.stack([sums[name].double() for name in names])).tolist(), strict=True))
     lesions, samples = summed.pop("lesions"), summed.pop("samples")

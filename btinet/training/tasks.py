@@ -48,28 +48,34 @@ class Task(nn.Module):
         self.trained = trained
         self.settings = settings
 
-    def losses(self, output: Output, batch: Batch, ranks: Ranks) -> dict[str, Tensor]:
-        """Every loss term of a prediction, unweighted: seg and its three parts, clf and, with gates, gate."""
+    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Every loss term of the two tasks, unweighted: seg and its three parts, clf."""
         assert output.clf_logits is not None
         terms = segmentation_losses(output.seg_logits, batch.masks, self.settings)
         terms["clf"] = focal_cross_entropy(output.clf_logits, batch.labels, self.settings.focal_gamma)
-        if output.signals is not None:
-            terms["gate"] = gate_loss(
-                output.signals.w_seg,
-                output.signals.w_clf,
-                output.seg_logits,
-                output.clf_logits,
-                batch.masks,
-                ranks,
-            )
         return terms
+
+    def gate_loss(self, output: Output, batch: Batch, ranks: Ranks) -> Tensor:
+        """L_gate, unweighted; NaN where the prediction is not finite.
+
+        torch's binary cross-entropy would end the program there, on a GPU without saying why.
+        """
+        assert output.clf_logits is not None and output.signals is not None
+        w_seg, w_clf = output.signals.w_seg, output.signals.w_clf
+        total = output.seg_logits.sum() + output.clf_logits.sum() + w_seg.sum() + w_clf.sum()
+        if not total.isfinite():
+            return total * torch.nan
+        return gate_loss(w_seg, w_clf, output.seg_logits, output.clf_logits, batch.masks, ranks)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over a batch, each a scalar: losses times samples, IoU over lesions, correct classes, counts."""
         output = self.model(batch.images)
         samples = len(batch.labels)
-        sums = {name: term * samples for name, term in self.losses(output, batch, Ranks.alone()).items()}
+        terms = self.losses(output, batch)
+        if output.signals is not None:
+            terms["gate"] = self.gate_loss(output, batch, Ranks.alone())
+        sums = {name: term * samples for name, term in terms.items()}
         lesion = batch.masks.amax((1, 2, 3)) > 0
         sums["iou"] = overlap(foreground(output.seg_logits), batch.masks > 0).iou[lesion].sum()
         sums["correct"] = (output.clf_logits.argmax(1) == batch.labels).sum()
@@ -92,8 +98,7 @@ class Stage1Task(Task):
 
     def forward(self, batch: Batch, seg_weight: float, ranks: Ranks) -> dict[str, Tensor]:
         """Losses of a batch; ``loss`` is what to minimise."""
-        terms = self.losses(self.model(batch.images), batch, Ranks.alone())
-        terms.pop("gate", None)  # lambda_gate = 0 in this stage
+        terms = self.losses(self.model(batch.images), batch)  # lambda_gate = 0 in this stage
         terms["loss"] = seg_weight * terms["seg"] + (1 - seg_weight) * terms["clf"]
         return terms
 
@@ -117,5 +122,5 @@ class Stage2Task(Task):
         """Losses of a batch; ``loss`` is what to minimise."""
         with torch.no_grad():
             features = self.model.encode(batch.images)
-        terms = self.losses(self.model.decode(features), batch, ranks)
-        return {"gate": terms["gate"], "loss": self.settings.gate_weight * terms["gate"]}
+        gate = self.gate_loss(self.model.decode(features), batch, ranks)
+        return {"gate": gate, "loss": self.settings.gate_weight * gate}

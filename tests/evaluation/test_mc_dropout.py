@@ -1,0 +1,126 @@
+"""Monte Carlo dropout: what is random, what it costs, and its statistics against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+from torch import Tensor, nn
+
+from btinet.config import Experiment
+from btinet.evaluation.mc_dropout import active_dropout, mc_dropout
+from btinet.models.btinet import BTINet
+from tests.training.micro import MICRO
+
+PASSES = 5
+
+
+@pytest.fixture(scope="module")
+def model() -> BTINet:
+    torch.manual_seed(0)
+    settings = Experiment.model_validate(MICRO | {"model": MICRO["model"] | {"drop_path": 0.5}})
+    return BTINet(settings.settings("phantom", "full").model, classes=3).eval()
+
+
+@pytest.fixture(scope="module")
+def features(model: BTINet) -> list[Tensor]:
+    with torch.no_grad():
+        return model.encode(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.fixture(scope="module")
+def masks() -> Tensor:
+    masks = torch.zeros(4, 1, 32, 32)
+    for index, side in enumerate((0, 5, 16, 32)):
+        masks[index, 0, :side, :side] = 1
+    return masks
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("scope", ["all", "head"])
+def test_statistics(model: BTINet, features: list[Tensor], masks: Tensor, scope: str) -> None:
+    torch.manual_seed(5)
+    found = mc_dropout(model, features, masks, PASSES, scope)
+
+    torch.manual_seed(5)
+    with torch.no_grad(), active_dropout(model, scope):
+        outputs = [model.decode(features) for _ in range(PASSES)]
+    p = np.stack([1 / (1 + np.exp(-output.seg_logits[:, 0].double().numpy())) for output in outputs])  # [T, B, S, S]
+    q = np.stack([output.clf_logits.double().softmax(1).numpy() for output in outputs])  # [T, B, K]
+    binary = entropy(np.stack([p, 1 - p]), axis=0)
+    mean = p.mean(0)
+    mean_entropy = entropy(np.stack([mean, 1 - mean]), axis=0)
+    variance, lesion, truth = p.var(0), mean >= 0.5, masks[:, 0].numpy() > 0
+    union = (lesion | truth).sum((1, 2))
+    expected = {
+        "seg_var": variance.mean((1, 2)),
+        "seg_entropy": mean_entropy.mean((1, 2)),
+        "seg_mi": (mean_entropy - binary.mean(0)).mean((1, 2)),
+        "seg_var_fg": [v[m].mean() if m.any() else 0 for v, m in zip(variance, lesion, strict=True)],
+        "iou": (lesion & truth).sum((1, 2)) / np.maximum(union, 1),
+        "clf_entropy": entropy(q.mean(0), axis=1),
+        "clf_mi": entropy(q.mean(0), axis=1) - entropy(q, axis=2).mean(0),
+        "clf_var": q.var(0).mean(1),
+        "probs": q.mean(0),
+    }
+    assert expected.keys() == set(found._fields)
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(found, name).numpy(), value, rtol=2e-3, atol=2e-6, err_msg=name)
+    assert (expected["clf_var"] > 1e-8).all()
+    if scope == "all":
+        assert (expected["seg_var"] > 1e-8).all()
+    else:
+        assert (found.seg_var < 1e-10).all()
+
+
+def test_the_encoder_runs_once(model: BTINet, features: list[Tensor], masks: Tensor) -> None:
+    runs = {"encoder": 0, "decoder": 0}
+
+    def count(part: str) -> None:
+        runs[part] += 1
+
+    hooks = [
+        model.encoder.register_forward_hook(lambda *_: count("encoder")),
+        model.seg_head.register_forward_hook(lambda *_: count("decoder")),
+    ]
+    with torch.no_grad():
+        mc_dropout(model, model.encode(torch.rand(4, 3, 32, 32)), masks, PASSES, "all")
+    for hook in hooks:
+        hook.remove()
+    assert runs == {"encoder": 1, "decoder": PASSES}
+
+
+@pytest.mark.parametrize("scope", ["all", "head"])
+def test_model_is_left_as_it_was(model: BTINet, features: list[Tensor], masks: Tensor, scope: str) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mc_dropout(model, features, masks, 2, scope)
+    assert not any(modes(model))
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # BatchNorm's statistics among them
+
+
+def test_model_is_left_as_it_was_after_an_error(model: BTINet, features: list[Tensor], masks: Tensor) -> None:
+    with pytest.raises(RuntimeError):
+        mc_dropout(model, [feature[:, :1] for feature in features], masks, 2, "all")
+    assert not any(modes(model))
+
+
+@pytest.mark.parametrize("scope, expected", [("all", 5), ("head", 1)])
+def test_what_is_active(model: BTINet, scope: str, expected: int) -> None:
+    """Four decoder levels and the classification head; never stochastic depth, never BatchNorm (notes B3)."""
+    with active_dropout(model, scope):
+        training = [module for module in model.modules() if module.training]
+        assert all(isinstance(module, nn.Dropout) and module.p == 0.3 for module in training)
+        assert len(training) == expected
+        assert model.clf_head[3].training
+
+
+def test_one_pass_has_no_spread(model: BTINet, features: list[Tensor], masks: Tensor) -> None:
+    found = mc_dropout(model, features, masks, 1, "all")
+    for name in ("seg_var", "seg_mi", "seg_var_fg", "clf_var", "clf_mi"):
+        assert getattr(found, name).max() < 1e-6, name
+    assert (found.seg_entropy > 0).all()

@@ -1,0 +1,123 @@
+"""The flow on services that outlive it: a Ray cluster, a Prefect server with a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.conftest import REPOSITORY, run_flow
+
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def started(command: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A service for the duration of the block; it and the processes it started are ended after it."""
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=REPOSITORY, env=os.environ | environment)
+    try:
+        yield process
+    finally:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            if member.is_running():
+                member.send_signal(signal.SIGTERM)
+        for member in psutil.wait_procs(family, timeout=15)[1]:
+            member.kill()
+        process.wait()
+
+
+def wait_for(check: Callable[[], bool], what: str, log: Path, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if check():
+                return
+        except OSError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"{what} within {seconds} s:\n{log.read_text()[-3000:]}")
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        content: bytes = answer.read()
+        return content
+
+
+def test_running_cluster(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """With RAY_ADDRESS the training runs on that cluster, and its dashboard shows each stage."""
+    port, dashboard = free_port(), free_port()
+    scratch = Path("/tmp") / f"btinet-ray-{os.getpid()}"  # sockets' paths must be short
+    log = tmp_path / "ray.log"
+    command = [
+        *(str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"),
+        *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1"),
+    ]
+    # by default a cluster asks for a token, which this test would have to carry to the dashboard
+    auth = {"RAY_AUTH_MODE": "disabled"}
+    with started(command, log, **auth):
+        wait_for(lambda: b"ray_version" in get(f"http://127.0.0.1:{dashboard}/api/version"), "Ray is up", log)
+        printed = run_flow(write_experiment(), RAY_ADDRESS=f"127.0.0.1:{port}", **auth)
+        assert f"Ray dashboard: http://127.0.0.1:{dashboard}" in printed
+        runs = json.loads(get(f"http://127.0.0.1:{dashboard}/api/train/v2/runs"))["train_runs"]
+        assert {run["name"].rsplit("-", 1)[1] for run in runs} == {"stage1", "stage2"}
+        assert all(run["status"] == "FINISHED" for run in runs)
+    assert (tmp_path / "results/report/micro/index.html").exists()
+
+
+def test_deployment(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """prefect deploy --all, a worker, prefect deployment run --watch."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": url, "PREFECT_SERVER_UI_API_URL": url}
+    prefect = str(BIN / "prefect")
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(
+            [prefect, "--no-prompt", *arguments],
+            cwd=REPOSITORY,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    server_log, worker_log = tmp_path / "server.log", tmp_path / "worker.log"
+    server = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with started(server, server_log, **environment):
+        wait_for(lambda: get(f"{url}/health") == b"true", "the Prefect server is up", server_log)
+        call("work-pool", "create", "btinet", "--type", "process")
+        call("deploy", "--all")
+        with started([prefect, "worker", "start", "--pool", "btinet"], worker_log, **environment):
+            parameters = f"experiment={write_experiment()}"
+            printed = call("deployment", "run", "btinet/full-experiment", "--watch", "-p", parameters)
+        assert "'Completed'" in printed, worker_log.read_text()
+        artifacts = call("artifact", "ls")
+        assert all(key in artifacts for key in ("results", "runs", "report", "ray-dashboard"))
+        (deployment,) = json.loads(call("deployment", "ls", "--output", "json"))
+        assert deployment["name"] == "full-experiment"
+    assert (tmp_path / "results/report/micro/index.html").exists()

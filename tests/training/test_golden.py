@@ -1,0 +1,49 @@
+"""The first steps of training, to the digit: whoever changes the numbers should know that they did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.training.micro import CPU
+
+from btinet.binding import bind_one
+from btinet.config import Experiment
+from btinet.storage import Storage
+from btinet.training.loop import Progress
+from btinet.training.stage import train_stage
+
+LOSSES = [0.912036, 0.887517, 1.008715, 0.902508, 0.860421]
+
+CHANGED = (
+    "the numbers of training have changed. If that is not intended, find out why. If it is, raise "
+    "btinet.config.NUMERICS, so that runs made before are not mistaken for new ones, and put these losses here: "
+)
+
+
+class EnoughError(Exception):
+    """Ends the training."""
+
+
+def test_first_losses_of_the_tiny_preset(tmp_path: Path) -> None:
+    """The preset as it is but for dropout, whose random numbers differ between kinds of CPU."""
+    experiment = Experiment(
+        name="golden",
+        datasets=({"name": "phantom", "max_samples": 40},),
+        preset="tiny",
+        seeds=(42,),
+        model={"dropout": 0.0},
+        storage={"url": str(tmp_path)},
+    )
+    root = Storage(experiment.storage.url)
+    bound = bind_one(experiment, "phantom/btinet/full/42", root)
+    losses: list[float] = []
+
+    def on_progress(progress: Progress) -> None:
+        losses.append(progress.loss)
+        if len(losses) == len(LOSSES):
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        train_stage(bound, 1, root, CPU, on_progress)
+    assert losses == pytest.approx(LOSSES, rel=1e-3), CHANGED + str([round(loss, 6) for loss in losses])
