@@ -93,6 +93,8 @@ def prepare(
     chosen = [entry for entry in settings.datasets if dataset in (None, entry.name)]
     if not chosen:
         raise InputError(f"experiment {settings.name!r} has no dataset {dataset!r}")
+    if export is not None and len(chosen) > 1:
+        raise InputError(f"--export takes one dataset: name one of {', '.join(entry.name for entry in chosen)}")
     for entry in chosen:
         with _bar(f"preparing {entry.name}") as show:
             result = prepare_dataset(settings, entry, root, show)
@@ -215,7 +217,7 @@ def main() -> None:
     try:
         app()
     except (InputError, NonFiniteLossError) as error:
-        console.print(f"btinet: {error}", style="bold red", markup=False)
+        console.print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -7,19 +7,29 @@ What is done already is found by its receipts in storage, whoever did it, and is
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+import httpx
 import ray
 import typer
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext, refresh_global_settings_context
 from prefect.futures import wait
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
 
@@ -109,9 +119,9 @@ def runs_flow(experiment: Experiment, bounds: list[BoundRun], root: Storage) -> 
     futures = [(bound, run_task.submit(bound, root, experiment.resources)) for bound in bounds]
     try:
         wait([future for _, future in futures])
-    except BaseException:  # cancelled, Ctrl-C: end the jobs, or the threads that wait for them would go on
-        ray.shutdown()
-        raise
+    except BaseException:  # cancelled by the Prefect worker
+        # a thread that waits for a Ray job cannot be interrupted; but the jobs end with this process
+        os._exit(130)
     return [f"{bound.run.key}: {future.state.message}" for bound, future in futures if not future.state.is_completed()]
 
 
@@ -260,23 +270,77 @@ def main(
     With RAY_ADDRESS set it trains on that cluster, else on an embedded one that ends with this command. Done work is
     not done again, so after an interruption the same command goes on.
     """
+    arguments: dict[str, Any] = {
+        "experiment": experiment,
+        "storage_url": storage,
+        "storage_endpoint": endpoint,
+        "data_root": data_root,
+        "weights": weights,
+        "preset": preset,
+        "seeds": seed or None,
+    }
     try:
-        arguments: dict[str, Any] = {
-            "experiment": experiment,
-            "storage_url": storage,
-            "storage_endpoint": endpoint,
-            "data_root": data_root,
-            "weights": weights,
-            "preset": preset,
-            "seeds": seed or None,
-        }
-        full_experiment(**arguments)
+        with _prefect_api():
+            full_experiment(**arguments)
     except InputError as error:
-        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False)
+        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from the last checkpoint")
-        sys.exit(130)
+
+
+@contextmanager
+def _prefect_api() -> Iterator[None]:
+    """The Prefect server that PREFECT_API_URL names, or one for the duration of the block; and Ctrl-C.
+
+    The server that Prefect itself would start shares this process's group: Ctrl-C would end it before the flow, which
+    would then wait minutes for an answer. Ours is in a group of its own, hears that the flow is cancelled, and ends.
+    """
+    server = None if PREFECT_API_URL.value() else _start_server()
+
+    def stop(signum: int, frame: object) -> None:
+        context = FlowRunContext.get()
+        if context and context.flow_run:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(context.flow_run.id, Cancelled(), force=True)
+        if server is not None:
+            server.terminate()
+        Console(stderr=True).print("interrupted; the same command goes on from the last checkpoint", soft_wrap=True)
+        os._exit(130)  # a thread that waits for a Ray job cannot be interrupted; the jobs end with this process
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait()
+
+
+def _start_server() -> subprocess.Popen[bytes]:
+    """Start a Prefect server on a free port of localhost and point this process at it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | {"PREFECT_SERVER_UI_API_URL": url},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while server.poll() is None and not _is_healthy(url):
+        time.sleep(0.2)
+    os.environ["PREFECT_API_URL"] = url
+    refresh_global_settings_context()
+    return server
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False
 
 
 if __name__ == "__main__":

@@ -62,19 +62,19 @@ def mc_dropout(model: BTINet, features: list[Tensor], masks: Tensor, passes: int
         masks: ground truth [B, 1, S, S].
         passes: T >= 1.
     """
-    total_seg = total_seg_square = total_seg_entropy = torch.zeros_like(masks)
+    mean = squares = total_entropy = torch.zeros_like(masks)
     clf_passes = []
     with active_dropout(model, scope):
-        for _ in range(passes):
+        for number in range(1, passes + 1):
             output = model.decode(features)
             p = output.seg_logits.sigmoid()
-            total_seg = total_seg + p
-            total_seg_square = total_seg_square + p.square()
-            total_seg_entropy = total_seg_entropy + binary_entropy(p)
+            deviation = p - mean  # Welford: mean of squares less square of the mean would be mostly rounding error
+            mean = mean + deviation / number
+            squares = squares + deviation * (p - mean)
+            total_entropy = total_entropy + binary_entropy(p)
             assert output.clf_logits is not None
             clf_passes.append(output.clf_logits.softmax(1))
-    mean = total_seg / passes
-    variance = (total_seg_square / passes - mean.square()).clamp_min(0)
+    variance = squares / passes
     seg_entropy = binary_entropy(mean)
     lesion = mean >= 0.5
     clf = torch.stack(clf_passes)  # [T, B, K]
@@ -83,7 +83,7 @@ def mc_dropout(model: BTINet, features: list[Tensor], masks: Tensor, passes: int
     return McDropout(
         seg_var=variance.mean(pixels),
         seg_entropy=seg_entropy.mean(pixels),
-        seg_mi=(seg_entropy - total_seg_entropy / passes).clamp_min(0).mean(pixels),
+        seg_mi=(seg_entropy - total_entropy / passes).clamp_min(0).mean(pixels),
         seg_var_fg=(variance * lesion).sum(pixels) / lesion.sum(pixels).clamp_min(1),
         iou=overlap(lesion, masks > 0).iou,
         clf_entropy=entropy(clf_mean),

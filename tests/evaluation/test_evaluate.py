@@ -273,7 +273,7 @@ class TestReaders:
         assert sorted(hive.schema.names) == sorted(PREDICTIONS.names)
 
     def test_pyarrow_parquet(self, finished: Bench) -> None:
-        found = pq.read_table(str(Path(finished.root.path) / "results/predictions"))
+        found = pq.read_table(str(Path(finished.root.path) / "results/predictions"), partitioning=None)
         assert len(found) == 24
         assert set(map(str, found["dataset"].to_pylist())) == {"phantom"}
 
@@ -292,7 +292,7 @@ class TestReaders:
 
 def test_untrained_run_is_refused(own: Bench) -> None:
     (own.folder(2) / "receipt.json").unlink()
-    with pytest.raises(InputError, match="stage 2 of .* is not finished"):
+    with pytest.raises(InputError, match=r"stage 2 of .* is not finished"):
         evaluate(own.bound, own.root, CPU)
 
 

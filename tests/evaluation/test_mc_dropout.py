@@ -15,6 +15,9 @@ from tests.training.micro import MICRO
 
 PASSES = 5
 
+ATOL = {"seg_mi": 1e-6, "clf_mi": 1e-6, "seg_var": 1e-14, "seg_var_fg": 1e-14}
+"""Mutual information is a difference of entropies, so it is as good as their float32."""
+
 
 @pytest.fixture(scope="module")
 def model() -> BTINet:
@@ -69,12 +72,12 @@ def test_statistics(model: BTINet, features: list[Tensor], masks: Tensor, scope:
     }
     assert expected.keys() == set(found._fields)
     for name, value in expected.items():
-        np.testing.assert_allclose(getattr(found, name).numpy(), value, rtol=2e-3, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(getattr(found, name).numpy(), value, rtol=2e-3, atol=ATOL.get(name, 0), err_msg=name)
     assert (expected["clf_var"] > 1e-8).all()
     if scope == "all":
-        assert (expected["seg_var"] > 1e-8).all()
+        assert (expected["seg_var"] > 1e-10).all()
     else:
-        assert (found.seg_var < 1e-10).all()
+        assert (found.seg_var == 0).all()
 
 
 def test_the_encoder_runs_once(model: BTINet, features: list[Tensor], masks: Tensor) -> None:

@@ -6,11 +6,12 @@ What takes long (drawing the images, training) is done once a session and copied
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import yaml
 
@@ -83,6 +84,15 @@ class Bench(NamedTuple):
     def train(self, *stages: int, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
         for stage in stages:
             train_stage(self.bound, stage, self.root, CPU, on_progress)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several, and sums depend on how many there are. For modules that import this."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def settings(storage: Path, changes: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,9 @@ class TestBest:
         best = checkpoints.save_best(7, self.WEIGHTS)
         file = tmp_path / best["file"]
         file.write_bytes(file.read_bytes()[:-1] + b"\x07")
-        with pytest.raises(InputError, match=f"{file}: its content does not match the checkpoint; remove .*train again"):
+        with pytest.raises(
+            InputError, match=f"{file}: its content does not match the checkpoint; remove .*train again"
+        ):
             checkpoints.load_best(best)
 
     def test_dropping_leaves_what_is_kept_and_the_checkpoints(self, kept: Checkpoints, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tests.training.micro import COUNTS, Bench
 
 from btinet.ranks import Ranks
 from btinet.training import data
 from btinet.training.data import SplitData
 from btinet.training.tasks import Batch
+from tests.training.micro import COUNTS, Bench
 
 ONE = Ranks()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.training.micro import CPU
 
 from btinet.binding import bind_one
 from btinet.config import Experiment
 from btinet.storage import Storage
 from btinet.training.loop import Progress
 from btinet.training.stage import train_stage
+from tests.training.micro import CPU
 
 LOSSES = [0.912036, 0.887517, 1.008715, 0.902508, 0.860421]
 

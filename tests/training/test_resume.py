@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.training.micro import KEY, Bench, bench, files
 
 from btinet.errors import InputError
 from btinet.storage import Storage
 from btinet.training.loop import Progress
 from btinet.training.stage import epochs_file, finished_stage
+from tests.training.micro import KEY, Bench, bench, files
 
 EPOCHS = 4
 CHANGES = {"train": {"batch_size": 7, "stage1": {"epochs": EPOCHS}, "stage2": {"epochs": EPOCHS}}}
@@ -122,24 +122,18 @@ def flip_a_bit(data: bytes) -> bytes:
 
 
 @STAGES
-@pytest.mark.parametrize("epoch, step", [(1, 1), (3, 2), (EPOCHS, 4)])
-def test_stopped_in_an_epoch(
-    whole: Bench, new: Callable[[int], Bench], stage: int, epoch: int, step: int
-) -> None:
+@pytest.mark.parametrize("epoch, step", [(1, 1), (EPOCHS, 4)])
+def test_stopped_in_an_epoch(whole: Bench, new: Callable[[int], Bench], stage: int, epoch: int, step: int) -> None:
+    """Once, or a second time in the epoch after."""
     run = new(stage)
     with pytest.raises(Killed):
         run.train(stage, on_progress=at(epoch, step))
+    if epoch < EPOCHS:
+        epoch += 1
+        with pytest.raises(Killed):
+            run.train(stage, on_progress=at(epoch, 1))
     assert resume(run, stage) == epoch
     assert_same(run, whole, stage)
-
-
-def test_stopped_twice(whole: Bench, new: Callable[[int], Bench]) -> None:
-    run = new(1)
-    for epoch in (2, 4):
-        with pytest.raises(Killed):
-            run.train(1, on_progress=at(epoch, 2))
-    assert resume(run, 1) == 4
-    assert_same(run, whole, 1)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +141,8 @@ def test_stopped_twice(whole: Bench, new: Callable[[int], Bench]) -> None:
     [
         (r"best-0001.*", 1),
         (r"epoch-0002\.pt", 2),
-        (r"epoch-0003\.json", 3),
+        (r"epoch-0003\.json", 3),  # a checkpoint without its marker is not read
         (r".*-stage1\.parquet", 2),
-        (r"model\.safetensors", None),
         (r"receipt\.json", None),
     ],
 )
@@ -194,20 +187,6 @@ def test_damaged_checkpoint_costs_an_epoch(
     assert [record.getMessage() for record in caplog.records] == [
         f"file://{newest} is damaged (its hash differs from its marker's): going back one checkpoint"
     ]
-    assert_same(run, whole, 1)
-
-
-def test_checkpoint_without_its_marker_is_not_read(
-    whole: Bench, new: Callable[[int], Bench], caplog: pytest.LogCaptureFixture
-) -> None:
-    run = new(1)
-    with pytest.raises(Killed):
-        run.train(1, on_progress=at(3, 1))
-    folder = run.folder(1) / "checkpoints"
-    (folder / "epoch-0002.json").unlink()
-    (folder / "epoch-0003.pt").write_bytes(b"half a file")
-    assert resume(run, 1) == 2
-    assert not caplog.records
     assert_same(run, whole, 1)
 
 

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from tests.training.micro import CPU, Bench, bench
 
 from btinet.config import BoundRun
 from btinet.errors import InputError
 from btinet.storage import Storage
 from btinet.training.stage import epochs_file, train_stage
+from tests.training.micro import CPU, Bench, bench
 
 CHANGES = {
     "model": {"dropout": 0.0},

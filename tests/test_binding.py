@@ -1,0 +1,170 @@
+"""From an experiment to runs that know their data and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from btinet.binding import bind_one, check_inputs, open_storage, prepare_dataset, publish_weights
+from btinet.config import BoundRun, Experiment
+from btinet.datasets.prepare import export_store, import_store
+from btinet.datasets.prepared import open_prepared
+from btinet.errors import InputError
+from btinet.storage import Storage
+from tests.training.micro import KEY, MICRO, SEED, Bench, bench, files, finished_bench, one_thread  # noqa: F401
+
+
+@pytest.fixture
+def micro(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return bench(tmp_path / "micro", tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def store(micro: Bench, tmp_path: Path) -> Path:
+    """The prepared dataset, exported."""
+    export_store(micro.prepared().manifest, micro.root, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def other_storage(micro: Bench, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "other"))
+
+
+def pretrained(weights: str | None = None) -> Experiment:
+    return Experiment.model_validate(
+        MICRO | {"weights": weights, "model": MICRO["model"] | {"pretrained": True}, "storage": {"url": "unused"}}
+    )
+
+
+class TestWeights:
+    def test_none_needed(self, micro: Bench) -> None:
+        check_inputs(micro.experiment)
+        assert publish_weights(micro.experiment, micro.root) is None
+        assert micro.bound.weights_sha256 is None
+
+    def test_none_given(self) -> None:
+        message = r"model.pretrained is true and no weights file is given: pass --weights FILE or set BTINET_WEIGHTS"
+        with pytest.raises(InputError, match=message):
+            check_inputs(pretrained())
+
+    def test_no_such_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "none.safetensors"
+        with pytest.raises(InputError, match=rf"weights: {file}: no such file \(from the experiment\)"):
+            check_inputs(pretrained(str(file)))
+        monkeypatch.setenv("BTINET_WEIGHTS", str(file))
+        with pytest.raises(InputError, match=rf"weights: {file}: no such file \(from BTINET_WEIGHTS\)"):
+            check_inputs(pretrained())
+
+    def test_put_into_storage_once_by_content(
+        self, micro: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "w.safetensors"
+        file.write_bytes(b"weights")
+        monkeypatch.setenv("BTINET_WEIGHTS", "/ignored/where/the/experiment/names/a/file")
+        sha256 = hashlib.sha256(b"weights").hexdigest()
+        assert publish_weights(pretrained(str(file)), micro.root) == sha256
+        stored = Path(micro.root.path) / f"weights/{sha256}.safetensors"
+        assert stored.read_bytes() == b"weights"
+        before = files(stored.parent)
+        assert publish_weights(pretrained(str(file)), micro.root) == sha256
+        assert files(stored.parent) == before
+
+    def test_other_weights_another_run(self, micro: Bench, tmp_path: Path) -> None:
+        ids = []
+        for content in (b"one", b"two"):
+            file = tmp_path / "w.safetensors"
+            file.write_bytes(content)
+            ids.append(bind_one(pretrained(str(file)), KEY, micro.root).run_id)
+        assert len({*ids, micro.bound.run_id}) == 3
+
+
+def test_unknown_method() -> None:
+    experiment = Experiment.model_validate(MICRO | {"methods": ["u-net"]})
+    with pytest.raises(InputError, match="methods: 'u-net' is unknown; choose from btinet"):
+        check_inputs(experiment)
+
+
+def test_unknown_run(micro: Bench) -> None:
+    with pytest.raises(InputError, match=f"has no run 'phantom/btinet/full/8'; it has: {KEY}"):
+        bind_one(micro.experiment, "phantom/btinet/full/8", micro.root)
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    experiment = Experiment.model_validate(MICRO | {"storage": {"url": str(tmp_path / "file")}})
+    with pytest.raises(InputError, match=f"storage file://{tmp_path}/file cannot be written: "):
+        open_storage(experiment)
+
+
+def test_preparing_draws_the_splits_of_all_seeds(micro: Bench) -> None:
+    experiment = micro.experiment.model_copy(update={"seeds": (SEED, 8)})
+    result = prepare_dataset(experiment, experiment.datasets[0], micro.root)
+    assert result.reused
+    folder = Path(micro.root.path) / f"datasets/phantom/{micro.bound.prepared}/splits"
+    assert sorted(file.name for file in folder.iterdir()) == ["paper-s7.parquet", "paper-s8.parquet"]
+
+
+def test_bound_run(micro: Bench) -> None:
+    manifest = micro.prepared().manifest
+    assert micro.bound.prepared == manifest.hash
+    assert micro.bound.split == "paper-s7"
+    assert micro.bound.run == micro.experiment.run(KEY)
+
+
+def test_training_leaves_the_bound_run_in_storage(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whoever finds the results can see what made them, and read it back."""
+    bench = finished_bench(tmp_path, tmp_path_factory.getbasetemp())
+    content = json.loads((bench.folder(1).parent / "run.json").read_text())
+    assert BoundRun.model_validate(content) == bench.bound
+    assert BoundRun.model_validate(content).run_id == bench.folder(1).parent.name
+
+
+class TestStore:
+    def test_there_and_back(self, micro: Bench, store: Path, tmp_path: Path) -> None:
+        other = other_storage(micro, tmp_path)
+        bound = bind_one(micro.experiment, KEY, other, store)
+        assert bound == micro.bound
+        folder = f"datasets/phantom/{bound.prepared}"
+        here, there = Path(micro.root.path) / folder, Path(other.path) / folder
+        for name in ("manifest.json", "samples.parquet", "part-00000.arrow"):
+            assert (there / name).read_bytes() == (here / name).read_bytes() == (store / name).read_bytes()
+        assert len(open_prepared(other, "phantom", bound.prepared)) == 40
+
+    def test_in_storage_already(self, micro: Bench, store: Path) -> None:
+        before = files(Path(micro.root.path))
+        assert import_store(store, micro.root).hash == micro.bound.prepared
+        assert files(Path(micro.root.path)) == before
+
+    def test_no_store(self, micro: Bench, tmp_path: Path) -> None:
+        with pytest.raises(
+            InputError, match=f"{tmp_path}/none: no prepared dataset: run `btinet prepare` or `dvc pull`"
+        ):
+            bind_one(micro.experiment, KEY, micro.root, tmp_path / "none")
+
+    @pytest.mark.parametrize("content", [b"x", None])
+    def test_damaged(self, micro: Bench, store: Path, tmp_path: Path, content: bytes | None) -> None:
+        part = store / "part-00000.arrow"
+        if content is None:
+            part.unlink()
+        else:
+            part.write_bytes(part.read_bytes()[:-1] + content)
+        with pytest.raises(InputError, match=f"{store}: files do not match manifest.json: run `dvc checkout`"):
+            bind_one(micro.experiment, KEY, other_storage(micro, tmp_path), store)
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"image_size": 64}, "image_size is 32 but the run phantom/btinet/full/7 needs 64: prepare it again"),
+            (
+                {"datasets": [{"name": "busi", "root": "/nowhere"}]},
+                "name is 'phantom' but the run busi/btinet/full/7 needs 'busi': prepare it again",
+            ),
+        ],
+    )
+    def test_of_another_experiment(self, micro: Bench, store: Path, change: dict[str, object], message: str) -> None:
+        experiment = Experiment.model_validate(MICRO | change)
+        with pytest.raises(InputError, match=f"{store}: {message}"):
+            bind_one(experiment, experiment.runs()[0].key, micro.root, store)
