@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, NoReturn
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 import httpx
+import psutil
 import ray
 import typer
 from prefect import Task, flow, get_run_logger, task
@@ -120,8 +121,7 @@ def runs_flow(experiment: Experiment, bounds: list[BoundRun], root: Storage) -> 
     try:
         wait([future for _, future in futures])
     except BaseException:  # cancelled by the Prefect worker
-        # a thread that waits for a Ray job cannot be interrupted; but the jobs end with this process
-        os._exit(130)
+        _exit_with_children()
     return [f"{bound.run.key}: {future.state.message}" for bound, future in futures if not future.state.is_completed()]
 
 
@@ -287,6 +287,21 @@ def main(
         sys.exit(2)
 
 
+def _exit_with_children() -> NoReturn:
+    """End this process at once, with those that it started: an embedded Ray, a Prefect server.
+
+    A thread that waits for a Ray job cannot be interrupted. The cluster's jobs end when this process has gone.
+    """
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=5)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(130)
+
+
 @contextmanager
 def _prefect_api() -> Iterator[None]:
     """The Prefect server that PREFECT_API_URL names, or one for the duration of the block; and Ctrl-C.
@@ -301,10 +316,8 @@ def _prefect_api() -> Iterator[None]:
         if context and context.flow_run:
             with get_client(sync_client=True) as client:
                 client.set_flow_run_state(context.flow_run.id, Cancelled(), force=True)
-        if server is not None:
-            server.terminate()
         Console(stderr=True).print("interrupted; the same command goes on from the last checkpoint", soft_wrap=True)
-        os._exit(130)  # a thread that waits for a Ray job cannot be interrupted; the jobs end with this process
+        _exit_with_children()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from btinet.evaluation.schema import PREDICTIONS
 from tests.integration.conftest import REPOSITORY, run_flow
@@ -101,3 +102,30 @@ def kill_training_worker(job: subprocess.Popen[str], root: Path) -> bool:
                     return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.slow
+def test_interrupted_flow_leaves_no_process_and_goes_on(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches the whole process group; the same command then goes on from the checkpoint."""
+    experiment = write_experiment(train={"batch_size": 8, "stage1": {"epochs": 12, "patience": 12}})
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "flows.full_experiment", str(experiment)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert flow.stdout is not None
+        assert any("stage 1  epoch 2/12" in line for line in flow.stdout)
+        family = psutil.Process(flow.pid).children(recursive=True)
+        os.killpg(flow.pid, signal.SIGINT)
+        printed = flow.stdout.read()
+        assert flow.wait(timeout=30) == 130
+        assert "the same command goes on" in printed and "Traceback" not in printed
+        assert not psutil.wait_procs(family, timeout=10)[1]
+    finally:
+        flow.kill()
+        flow.wait()
+    assert "stage 1  epoch 1/12" not in run_flow(experiment)
