@@ -6,6 +6,7 @@ What is done already is found by its receipts in storage, whoever did it, and is
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -46,6 +47,17 @@ from btinet.training.loop import Progress
 from btinet.training.stage import finished_stage
 
 LOG_SECONDS = 5.0
+
+
+class _WithoutInputErrors(logging.Filter):
+    """Drops tracebacks of bad input: the state's message says what is wrong, and where it is mended is not here."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], InputError))
+
+
+for name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(name).addFilter(_WithoutInputErrors())
 
 
 def worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -147,10 +159,9 @@ def full_experiment(
         seeds: One run is made for each.
     """
     logger = get_run_logger()
-    settings = load_experiment(
-        experiment, data_root=data_root, weights=weights, preset=preset, seeds=seeds
-    ).with_storage(storage_url, storage_endpoint)
+    settings = load_experiment(experiment, data_root=data_root, weights=weights, preset=preset, seeds=seeds)
     check_inputs(settings)
+    settings = settings.with_storage(storage_url, storage_endpoint)
     root = open_storage(settings)
     logger.info(f"experiment {settings.name}: {len(settings.runs())} run(s), storage {root}")
 
@@ -270,18 +281,11 @@ def main(
     With RAY_ADDRESS set it trains on that cluster, else on an embedded one that ends with this command. Done work is
     not done again, so after an interruption the same command goes on.
     """
-    arguments: dict[str, Any] = {
-        "experiment": experiment,
-        "storage_url": storage,
-        "storage_endpoint": endpoint,
-        "data_root": data_root,
-        "weights": weights,
-        "preset": preset,
-        "seeds": seed or None,
-    }
+    fields: dict[str, Any] = {"data_root": data_root, "weights": weights, "preset": preset, "seeds": seed or None}
     try:
+        check_inputs(load_experiment(experiment, **fields))  # tell at once, not when Prefect is up
         with _prefect_api():
-            full_experiment(**arguments)
+            full_experiment(experiment, storage_url=storage, storage_endpoint=endpoint, **fields)
     except InputError as error:
         Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
@@ -325,6 +329,7 @@ def _prefect_api() -> Iterator[None]:
         yield
     finally:
         if server is not None:
+            logging.shutdown()  # what is still to be sent to the server
             server.terminate()
             server.wait()
 
