@@ -22,6 +22,7 @@ from btinet.datasets.prepare import export_store
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import evaluate as evaluate_run
 from btinet.evaluation.evaluate import finished_evaluation
+from btinet.partitions import read_partition
 from btinet.receipts import Receipt
 from btinet.results import headline_rows, headline_table, publish_results
 from btinet.storage import Storage
@@ -131,7 +132,7 @@ def train(
         if receipt is not None:
             Storage(str(receipt)).write_json({"run_id": bound.run_id, "step": f"stage{stage}", "skipped": "no gates"})
         if history is not None:
-            _write_csv(epochs_file(root, bound, 1).read_table().slice(length=0), history)
+            _write_csv(read_partition(epochs_file(root, bound, 1)).slice(length=0), history)
         return
     show = _progress_printer(run)
     done = finished_stage(bound, stage, root)
@@ -149,7 +150,7 @@ def train(
     assert done is not None
     _report(done, bound, receipt)
     if history is not None:
-        _write_csv(epochs_file(root, bound, stage).read_table(), history)
+        _write_csv(read_partition(epochs_file(root, bound, stage)), history)
 
 
 @app.command()

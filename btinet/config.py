@@ -94,7 +94,7 @@ class TrainSettings(Strict):
     val_batch_size: int = Field(16, ge=2)
     weight_decay: float = Field(1e-5, ge=0)
     plateau_factor: float = Field(0.5, gt=0, lt=1)
-    plateau_patience: int = Field(5, ge=0)
+    plateau_patience: int = Field(5, ge=1)
     min_learning_rate: float = Field(1e-6, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     flip_probability: float = Field(0.5, ge=0, le=1)

@@ -43,9 +43,7 @@ class Receipt(Strict):
     wall_seconds: float
 
     def __str__(self) -> str:
-        values = {
-            name: f"{value:.3f}" if isinstance(value, float) else value for name, value in self.metrics.items()
-        }
+        values = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in self.metrics.items()}
         words = ", ".join(f"{name} {value}" for name, value in values.items())
         return f"{self.step} done in {self.wall_seconds:.0f} s: {words}"
 

@@ -15,6 +15,7 @@ from btinet.config import BoundRun, Experiment
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import finished_evaluation, predictions_file
 from btinet.evaluation.schema import LEVELS
+from btinet.partitions import partition_file, read_partition, write_partition
 from btinet.report import write
 from btinet.storage import Storage
 from btinet.training.stage import epochs_file, finished_stage
@@ -46,8 +47,8 @@ def publish_results(experiment: Experiment, bounds: list[BoundRun], root: Storag
     for name, table in tables.items():
         (folder / f"{name}.parquet").write_table(table)
     for bound in bounds:
-        run_file(root, bound).write_table(pa.Table.from_pylist([_run_row(bound, root)]))
-    histories = [epochs_file(root, bound, stage).read_table() for bound in bounds for stage in bound.run.stages]
+        write_partition(run_file(root, bound), pa.Table.from_pylist([_run_row(bound, root)]))
+    histories = [read_partition(epochs_file(root, bound, stage)) for bound in bounds for stage in bound.run.stages]
     provenance = {
         "Storage": root.url,
         "Prepared datasets": ", ".join(sorted({f"{bound.run.dataset.name} {bound.prepared}" for bound in bounds})),
@@ -59,9 +60,7 @@ def publish_results(experiment: Experiment, bounds: list[BoundRun], root: Storag
 
 
 def run_file(root: Storage, bound: BoundRun) -> Storage:
-    run = bound.run
-    folder = root / "results" / "runs" / f"dataset={run.dataset.name}" / f"method={run.method}"
-    return folder / f"{bound.run_id}.parquet"
+    return partition_file(root, "runs", bound.run, bound.run_id)
 
 
 def _run_row(bound: BoundRun, root: Storage) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def headline_rows(tables: dict[str, pa.Table]) -> list[dict[str, str]]:
     for name, label, column in (("segmentation", "IoU %", "iou"), ("classification", "acc %", "accuracy")):
         for row in tables[name].to_pylist():
             key = tuple(row[field] for field in keys)
-            setting = f"{'/'.join(map(str, key[:3]))} ({row['seeds']} seeds)"
+            setting = f"{'/'.join(map(str, key[:3]))} ({row['seeds']} seed{'s' if row['seeds'] > 1 else ''})"
             rows.setdefault(key, {"setting": setting})[label] = _mean_and_std(row, column, 1)
     for row in tables["table2"].to_pylist():
         label = "MC" if row["level"] is None else f"w_seg {row['level']}"

@@ -18,7 +18,7 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"errors"},
     {"config", "torchvision_compat"},
     {"storage", "ranks"},
-    {"receipts", "datasets", "losses", "metrics"},
+    {"receipts", "partitions", "datasets", "losses", "metrics"},
     {"models"},
     {"training"},
     {"evaluation"},

@@ -16,6 +16,7 @@ from rich.console import Console
 from btinet.config import Settings
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import predictions_file
+from btinet.partitions import read_partition
 from btinet.results import Results, headline_rows, headline_table, publish_results, run_file
 from btinet.training.stage import finished_stage
 from tests.training.micro import KEY, Bench, bench, finished_bench, one_thread  # noqa: F401
@@ -71,7 +72,7 @@ def test_headline_rows() -> None:
             "w_seg D4": "0.50±0.10",
         },
         {
-            "setting": "busi/btinet/no-upa (1 seeds)",
+            "setting": "busi/btinet/no-upa (1 seed)",
             "IoU %": "70.0",
             "acc %": "88.0",
             "MC": "0.70",
@@ -93,7 +94,7 @@ class TestPublished:
         bench = published.bench
         test = [
             row
-            for row in predictions_file(bench.root, bench.bound).read_table().to_pylist()
+            for row in read_partition(predictions_file(bench.root, bench.bound)).to_pylist()
             if (row["stage"], row["split"]) == (2, "test")
         ]
         iou = 100 * np.mean([row["iou"] for row in test if row["has_mask"]])
@@ -120,7 +121,7 @@ class TestPublished:
         bench = published.bench
         file = run_file(bench.root, bench.bound)
         assert file.path.endswith(f"results/runs/dataset=phantom/method=btinet/{bench.bound.run_id}.parquet")
-        (row,) = file.read_table().to_pylist()
+        (row,) = read_partition(file).to_pylist()
         expected = {
             "run_id": bench.bound.run_id,
             "dataset": "phantom",

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from btinet.errors import InputError
+from btinet.partitions import read_partition
 from btinet.storage import Storage
 
 RUN = pa.schema(
@@ -46,7 +47,7 @@ def load_predictions(storage_root: Storage, run_ids: Sequence[str]) -> pa.Table:
     missing = [run_id for run_id in run_ids if run_id not in files]
     if missing:
         raise InputError(f"{folder}: no predictions of {', '.join(missing)}; evaluate these runs first")
-    return pa.concat_tables([files[run_id].read_table() for run_id in dict.fromkeys(run_ids)])
+    return pa.concat_tables([read_partition(files[run_id]) for run_id in dict.fromkeys(run_ids)])
 
 
 def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:

@@ -23,6 +23,7 @@ from btinet.losses import soft_iou
 from btinet.metrics import entropy, foreground, overlap
 from btinet.models.btinet import BTINet
 from btinet.models.output import Output
+from btinet.partitions import partition_file, write_partition
 from btinet.ranks import Ranks
 from btinet.receipts import Receipt, valid_receipt, write_receipt
 from btinet.storage import Storage
@@ -36,9 +37,7 @@ OnBatch = Callable[[int, int], None]
 
 
 def predictions_file(root: Storage, bound: BoundRun) -> Storage:
-    run = bound.run
-    folder = root / "results" / "predictions" / f"dataset={run.dataset.name}" / f"method={run.method}"
-    return folder / f"{bound.run_id}.parquet"
+    return partition_file(root, "predictions", bound.run, bound.run_id)
 
 
 def finished_evaluation(bound: BoundRun, root: Storage) -> Receipt | None:
@@ -77,7 +76,7 @@ def evaluate(
                 on_batch(len(tables), total)
     table = pa.concat_tables(tables)
     file = predictions_file(root, bound)
-    file.write_table(table)
+    write_partition(file, table)
     return write_receipt(
         run_folder(root, bound.run_id) / "evaluation.json",
         root,

@@ -1,7 +1,8 @@
 """The per-sample table on which every table and figure rests: one row per (run, stage, split, sample).
 
 Quantities that follow from a row are not stored: delta = w_clf - w_seg, seg_fail = has_mask and iou < 0.5,
-clf_fail = not correct, 1 - conf.
+clf_fail = not correct, 1 - conf. In storage ``dataset`` and ``method`` are folders rather than columns
+(``btinet/partitions.py``): read ``results/predictions`` as a hive-partitioned dataset.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def _fields(type_: pa.DataType, *names: str, nullable: bool = False) -> list[pa.
 
 PREDICTIONS = pa.schema(
     [
-        *_fields(pa.string(), "run_id", "preset", "dataset", "method", "variant"),
+        *_fields(pa.string(), "dataset", "method", "run_id", "preset", "variant"),
         *_fields(pa.int32(), "seed"),
         *_fields(pa.string(), "split_id"),
         *_fields(pa.int8(), "stage"),  # 1 or 2

@@ -18,6 +18,7 @@ from btinet.datasets.splits import load_split
 from btinet.errors import InputError
 from btinet.models.btinet import BTINet
 from btinet.models.registry import build
+from btinet.partitions import partition_file, write_partition
 from btinet.ranks import Ranks
 from btinet.receipts import Receipt, fetch_output, valid_receipt, write_receipt
 from btinet.storage import Storage
@@ -41,11 +42,7 @@ def stage_folder(root: Storage, run_id: str, stage: int) -> Storage:
 
 def epochs_file(root: Storage, bound: BoundRun, stage: int) -> Storage:
     """The run's history, a row an epoch, written as it happens."""
-    run = bound.run
-    return (
-        root / "results" / "epochs" / f"dataset={run.dataset.name}" / f"method={run.method}"
-        / f"{bound.run_id}-stage{stage}.parquet"
-    )  # fmt: skip
+    return partition_file(root, "epochs", bound.run, f"{bound.run_id}-stage{stage}")
 
 
 def weights_file(root: Storage, sha256: str) -> Storage:
@@ -126,7 +123,7 @@ def train_stage(
         bound.run.seed,
         Checkpoints(folder / "checkpoints"),
         reporter.on_step,
-        lambda history: epochs_file(root, bound, stage).write_table(_history_table(bound, history)),
+        lambda history: write_partition(epochs_file(root, bound, stage), _history_table(bound, history)),
     )
     return _publish(bound, stage, root, task, trained, started, device) if ranks.is_first else None
 

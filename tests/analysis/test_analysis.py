@@ -13,6 +13,7 @@ from btinet.analysis import analyse, load_predictions
 from btinet.analysis.signals import detection
 from btinet.errors import InputError
 from btinet.evaluation.schema import PREDICTIONS
+from btinet.partitions import write_partition
 from btinet.storage import Storage
 
 LEVELLED = ("w_seg", "w_clf", "align", "seg_energy", "clf_energy")
@@ -348,7 +349,7 @@ def test_load_reads_only_the_runs_asked_for(tmp_path):
     root = Storage(str(tmp_path))
     for name in ("a", "b", "c"):
         file = root / "results" / "predictions" / "dataset=phantom" / "method=btinet" / f"{name}.parquet"
-        file.write_table(table(as_run([sample(0)], run_id=name)))
+        write_partition(file, table(as_run([sample(0)], run_id=name)))
     (tmp_path / "results/predictions/dataset=phantom/method=btinet/c.parquet").write_bytes(b"torn")
     loaded = load_predictions(root, ["b", "a"])
     assert loaded["run_id"].to_pylist() == ["b", "a"]

@@ -23,6 +23,7 @@ from btinet.config import BoundRun
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import evaluate, finished_evaluation, predictions_file
 from btinet.evaluation.schema import PER_LEVEL, PREDICTIONS
+from btinet.partitions import read_partition
 from btinet.training.stage import load_model
 from tests.training.micro import COUNTS, CPU, SEED, Bench, files, finished_bench
 
@@ -46,7 +47,7 @@ def rows(finished: Bench) -> list[dict[str, Any]]:
 
 
 def table(bench: Bench) -> pa.Table:
-    return predictions_file(bench.root, bench.bound).read_table()
+    return read_partition(predictions_file(bench.root, bench.bound))
 
 
 def with_evaluation(bound: BoundRun, **settings: Any) -> BoundRun:
@@ -260,12 +261,10 @@ class TestMonteCarloSettings:
 
 
 class TestReaders:
-    """One path, three readers; a run's columns are stored and also in the path."""
+    """What people read the folder with finds the partition columns."""
 
     def test_pyarrow_dataset(self, finished: Bench) -> None:
         folder = str(Path(finished.root.path) / "results/predictions")
-        plain = ds.dataset(folder, format="parquet").to_table()
-        assert plain.equals(table(finished))
         hive = ds.dataset(folder, format="parquet", partitioning="hive")
         chosen = hive.to_table(filter=(ds.field("dataset") == "phantom") & (ds.field("stage") == 2))
         assert len(chosen) == 12
@@ -273,21 +272,17 @@ class TestReaders:
         assert sorted(hive.schema.names) == sorted(PREDICTIONS.names)
 
     def test_pyarrow_parquet(self, finished: Bench) -> None:
-        found = pq.read_table(str(Path(finished.root.path) / "results/predictions"), partitioning=None)
+        found = pq.read_table(str(Path(finished.root.path) / "results/predictions"))
         assert len(found) == 24
         assert set(map(str, found["dataset"].to_pylist())) == {"phantom"}
 
     def test_duckdb(self, finished: Bench) -> None:
         pattern = os.path.join(finished.root.path, "results/predictions/*/*/*.parquet")  # noqa: PTH118
-        for option in ("true", "false"):
-            query = (
-                "select dataset, stage, count(*), avg(w_seg[1]) "
-                f"from read_parquet('{pattern}', hive_partitioning={option}) group by all order by stage"
-            )
-            found = duckdb.sql(query).fetchall()
-            assert [row[:3] for row in found] == [("phantom", 1, 12), ("phantom", 2, 12)]
-            first = [row["w_seg"][0] for row in table(finished).to_pylist() if row["stage"] == 1]
-            assert found[0][3] == pytest.approx(np.mean(first), rel=1e-6)
+        query = f"select dataset, stage, count(*), avg(w_seg[1]) from '{pattern}' group by all order by stage"
+        found = duckdb.sql(query).fetchall()
+        assert [row[:3] for row in found] == [("phantom", 1, 12), ("phantom", 2, 12)]
+        first = [row["w_seg"][0] for row in table(finished).to_pylist() if row["stage"] == 1]
+        assert found[0][3] == pytest.approx(np.mean(first), rel=1e-6)
 
 
 def test_untrained_run_is_refused(own: Bench) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 
 from btinet.evaluation.schema import PREDICTIONS
+from btinet.partitions import read_partition
+from btinet.storage import Storage
 from tests.integration.conftest import REPOSITORY, run_flow
 
 
@@ -30,7 +31,7 @@ def test_full_experiment_and_again(write_experiment: Callable[..., Path], tmp_pa
         assert expected in printed
     for seed in (42, 123):
         (file,) = results.glob(f"results/predictions/dataset=phantom/method=btinet/*-{seed}-tiny-*.parquet")
-        table = pq.ParquetFile(file).read()
+        table = read_partition(Storage(str(file)))
         assert table.schema.equals(PREDICTIONS)
         assert set(table["stage"].to_pylist()) == {1, 2} and set(table["split"].to_pylist()) == {"val", "test"}
     assert (results / "report/micro/index.html").stat().st_size > 10_000

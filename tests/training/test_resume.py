@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from btinet.errors import InputError
+from btinet.partitions import read_partition
 from btinet.storage import Storage
 from btinet.training.loop import Progress
 from btinet.training.stage import epochs_file, finished_stage
@@ -71,7 +72,7 @@ def checkpoints(run: Bench, stage: int) -> list[str]:
 
 
 def history(run: Bench, stage: int) -> pa.Table:
-    return epochs_file(run.root, run.bound, stage).read_table().drop_columns(["seconds"])
+    return read_partition(epochs_file(run.root, run.bound, stage)).drop_columns(["seconds"])
 
 
 def resume(run: Bench, stage: int) -> int:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from btinet.config import BoundRun
 from btinet.errors import InputError
+from btinet.partitions import read_partition
 from btinet.storage import Storage
 from btinet.training.stage import epochs_file, train_stage
 from tests.training.micro import CPU, Bench, bench
@@ -65,7 +66,7 @@ def two(one: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Stora
 
 
 def history(bound: BoundRun, stage: int, root: Storage) -> pa.Table:
-    return epochs_file(root, bound, stage).read_table().drop_columns(["seconds"])
+    return read_partition(epochs_file(root, bound, stage)).drop_columns(["seconds"])
 
 
 @STAGES
