@@ -180,8 +180,8 @@ def evaluate(
         from btinet.cluster.jobs import evaluate_on_cluster
         from btinet.cluster.session import ray_session
 
-        with ray_session():
-            done = evaluate_on_cluster(bound, root, settings.resources)
+        with ray_session(), _bar(f"evaluating {run}") as show:
+            done = evaluate_on_cluster(bound, root, settings.resources, show)
     _report(done, bound, receipt)
     if metrics is not None:
         Storage(str(metrics)).write_json(done.metrics)

@@ -110,12 +110,13 @@ def train_task(bound: BoundRun, stage: int, root: Storage, resources: ResourceSe
 )
 def evaluate_task(bound: BoundRun, root: Storage, resources: ResourceSettings) -> None:
     """Predict validation and test with every stage of one run."""
-    logger = get_run_logger()
+    log = _Throttled()
     if (done := finished_evaluation(bound, root)) is not None:
-        logger.info(f"done already ({done.finished})")
+        log.logger.info(f"done already ({done.finished})")
         return
-    logger.info(f"evaluating, with {bound.run.settings.evaluation.mc_passes} Monte Carlo dropout passes")
-    logger.info(str(evaluate_on_cluster(bound, root, resources)))
+    log(f"evaluating, with {bound.run.settings.evaluation.mc_passes} Monte Carlo dropout passes")
+    receipt = evaluate_on_cluster(bound, root, resources, lambda done, total: log(f"batch {done}/{total}"))
+    log.logger.info(str(receipt))
 
 
 @task(name="run", task_run_name="{bound.run.key}", cache_policy=NO_CACHE)

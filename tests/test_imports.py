@@ -18,7 +18,7 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"errors"},
     {"config", "torchvision_compat"},
     {"storage", "ranks"},
-    {"receipts", "partitions", "datasets", "losses", "metrics"},
+    {"receipts", "partitions", "progress", "datasets", "losses", "metrics"},
     {"models"},
     {"training"},
     {"evaluation"},

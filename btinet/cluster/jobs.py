@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
 import ray
@@ -17,15 +12,12 @@ import ray.train.torch
 from btinet.cluster.worker import evaluate_worker, train_worker
 from btinet.config import BoundRun, ResourceSettings
 from btinet.errors import InputError
-from btinet.evaluation.evaluate import finished_evaluation
+from btinet.evaluation.evaluate import OnBatch, finished_evaluation
+from btinet.progress import watching
 from btinet.receipts import Receipt
 from btinet.storage import Storage
 from btinet.training.loop import Progress
-from btinet.training.stage import finished_stage, stage_folder
-
-log = logging.getLogger(__name__)
-
-POLL_SECONDS = 1.0
+from btinet.training.stage import finished_stage, run_folder, stage_folder
 
 
 class JobError(Exception):
@@ -72,7 +64,7 @@ def train_on_cluster(
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         ),
     )
-    with _watching(folder / "progress.json", on_progress):
+    with watching(folder / "progress.json", lambda content: on_progress(Progress(**content["progress"]))):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -88,7 +80,9 @@ def train_on_cluster(
     return receipt
 
 
-def evaluate_on_cluster(bound: BoundRun, root: Storage, resources: ResourceSettings) -> Receipt:
+def evaluate_on_cluster(
+    bound: BoundRun, root: Storage, resources: ResourceSettings, on_batch: OnBatch = lambda done, total: None
+) -> Receipt:
     """Evaluate a run as a Ray task on one worker's resources, or find that it is done."""
     if (done := finished_evaluation(bound, root)) is not None:
         return done
@@ -100,8 +94,10 @@ def evaluate_on_cluster(bound: BoundRun, root: Storage, resources: ResourceSetti
         name=f"{bound.run_id}-evaluation",
     )
     reference = task.remote(bound.model_dump(mode="json"), {"url": root.url, "endpoint": root.endpoint})
+    progress = run_folder(root, bound.run_id) / "evaluation-progress.json"
     try:
-        return Receipt.model_validate(ray.get(reference))
+        with watching(progress, lambda content: on_batch(content["done"], content["total"])):
+            return Receipt.model_validate(ray.get(reference))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from error
@@ -118,30 +114,3 @@ def _resources(resources: ResourceSettings) -> dict[str, float]:
     return {"CPU": resources.cpus_per_worker} | (
         {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
     )
-
-
-@contextmanager
-def _watching(file: Storage, on_progress: Callable[[Progress], None]) -> Iterator[None]:
-    """Pass on what the first worker writes to ``progress.json`` while the block runs."""
-    began = time.time()
-    is_over = threading.Event()
-
-    def watch() -> None:
-        seen = began
-        while not is_over.wait(POLL_SECONDS):
-            try:
-                content: dict[str, Any] = file.read_json() if file.exists() else {"time": began}
-            except (OSError, ValueError) as error:  # the job goes on without its progress being shown
-                log.debug("%s: %s", file, error)
-                continue
-            if content["time"] > seen:
-                seen = content["time"]
-                on_progress(Progress(**{name: content[name] for name in Progress._fields}))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        watcher.join()

@@ -24,6 +24,7 @@ from btinet.metrics import entropy, foreground, overlap
 from btinet.models.btinet import BTINet
 from btinet.models.output import Output
 from btinet.partitions import partition_file, write_partition
+from btinet.progress import ProgressFile
 from btinet.ranks import Ranks
 from btinet.receipts import Receipt, valid_receipt, write_receipt
 from btinet.storage import Storage
@@ -64,6 +65,7 @@ def evaluate(
     size = bound.run.settings.train.val_batch_size
     data = {name: SplitData(prepared, split.rows(name), device) for name in EVALUATED_SPLITS}
     total = len(bound.run.stages) * sum(-(-len(rows) // size) for rows in data.values())
+    progress_file = ProgressFile(run_folder(root, bound.run_id) / "evaluation-progress.json")
     tables = []
     for stage in bound.run.stages:
         model = load_model(bound, stage, root, len(prepared.manifest.classes))
@@ -74,6 +76,7 @@ def evaluate(
                 columns = _evaluate_batch(model, batch, bound, with_masks=stage == 2 and name == "test")
                 tables.append(_table(columns, bound, stage, split, name, prepared, batch))
                 on_batch(len(tables), total)
+                progress_file.write({"done": len(tables), "total": total}, len(tables) == total)
     table = pa.concat_tables(tables)
     file = predictions_file(root, bound)
     write_partition(file, table)

@@ -19,6 +19,7 @@ from btinet.errors import InputError
 from btinet.models.btinet import BTINet
 from btinet.models.registry import build
 from btinet.partitions import partition_file, write_partition
+from btinet.progress import ProgressFile
 from btinet.ranks import Ranks
 from btinet.receipts import Receipt, fetch_output, valid_receipt, write_receipt
 from btinet.storage import Storage
@@ -29,7 +30,6 @@ from btinet.training.tasks import Stage1Task, Stage2Task, Task
 
 POLICY = "paper"
 MODEL_FILE = "model.safetensors"
-PROGRESS_SECONDS = 2.0
 
 
 def run_folder(root: Storage, run_id: str) -> Storage:
@@ -114,7 +114,12 @@ def train_stage(
     task = _task(bound, stage, root, len(prepared.manifest.classes))
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    reporter = _Reporter(bound, folder / "progress.json", on_progress)
+    progress_file = ProgressFile(folder / "progress.json")
+
+    def on_step(progress: Progress) -> None:
+        on_progress(progress)
+        progress_file.write({"run": bound.run.key, "progress": progress._asdict()}, progress.step == progress.steps)
+
     trained = fit(
         task,
         train,
@@ -122,7 +127,7 @@ def train_stage(
         settings.train,
         bound.run.seed,
         Checkpoints(folder / "checkpoints"),
-        reporter.on_step,
+        on_step,
         lambda history: write_partition(epochs_file(root, bound, stage), _history_table(bound, history)),
     )
     return _publish(bound, stage, root, task, trained, started, device) if ranks.is_first else None
@@ -192,18 +197,3 @@ def _publish(
     )
     (folder / "checkpoints").remove()
     return receipt
-
-
-class _Reporter:
-    """Passes progress on, and keeps ``progress.json`` in storage for whoever watches from another process."""
-
-    def __init__(self, bound: BoundRun, file: Storage, on_progress: Callable[[Progress], None]) -> None:
-        self.key, self.file, self.on_progress = bound.run.key, file, on_progress
-        self.written = 0.0
-
-    def on_step(self, progress: Progress) -> None:
-        self.on_progress(progress)
-        is_last = progress.step == progress.steps
-        if is_last or time.monotonic() - self.written > PROGRESS_SECONDS:
-            self.file.write_json({"run": self.key, "time": time.time(), **progress._asdict()})
-            self.written = time.monotonic()
