@@ -55,6 +55,14 @@ class Ranks:
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         return -extremes[0], extremes[1]
 
+    def gather(self, values: list[str]) -> list[str]:
+        """The values of all ranks, in the order of the ranks."""
+        if self.size == 1:
+            return values
+        gathered: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(gathered, values)
+        return [value for part in gathered for value in part]
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:

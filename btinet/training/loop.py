@@ -235,12 +235,13 @@ def _train_epoch(
     for step, batch in enumerate(train.shuffled(settings.batch_size, [seed, task.stage, epoch], ranks), start=1):
         images, masks = augment(batch.images, batch.masks, batch.rows, seed, epoch, settings)
         losses = step_module(batch._replace(images=images, masks=masks), seg_weight, ranks)
-        loss = losses["loss"].item()
+        loss = ranks.sum(losses["loss"].detach()).item() / ranks.size
         if not np.isfinite(loss):
             raise NonFiniteLossError(
                 f"stage {task.stage}, epoch {epoch}, step {step}: the loss is {loss} "
                 f"({', '.join(f'{name}: {value.item():.4g}' for name, value in losses.items())}) for the samples "
-                f"{', '.join(train.sample_ids(batch.rows))}; look at these images and masks, or lower the learning rate"
+                f"{', '.join(ranks.gather(train.sample_ids(batch.rows)))}; "
+                "look at these images and masks, or lower the learning rate"
             )
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()

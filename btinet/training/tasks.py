@@ -62,7 +62,8 @@ class Task(nn.Module):
         """
         assert output.clf_logits is not None and output.signals is not None
         w_seg, w_clf = output.signals.w_seg, output.signals.w_clf
-        total = output.seg_logits.sum() + output.clf_logits.sum() + w_seg.sum() + w_clf.sum()
+        # over all ranks: they must all stop here, or the others would wait for this one
+        total = ranks.sum(output.seg_logits.sum() + output.clf_logits.sum() + w_seg.sum() + w_clf.sum())
         if not total.isfinite():
             return total * torch.nan
         return gate_loss(w_seg, w_clf, output.seg_logits, output.clf_logits, batch.masks, ranks)
