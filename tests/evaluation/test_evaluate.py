@@ -221,7 +221,8 @@ class TestAgain:
         after = files(folder)
         rewritten = {name for name in after if before.get(name) != after[name]}
         prediction = f"results/predictions/dataset=phantom/method=btinet/{own.bound.run_id}.parquet"
-        assert rewritten == {prediction, f"runs/{own.bound.run_id}/evaluation.json"}
+        own_files = {f"runs/{own.bound.run_id}/{name}.json" for name in ("evaluation", "evaluation-progress")}
+        assert rewritten == {prediction, *own_files}
         assert before.keys() == after.keys()
         again = table(own)
         assert again["mc_T"].unique().to_pylist() == [2]
