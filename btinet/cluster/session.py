@@ -15,8 +15,6 @@ from btinet.errors import InputError
 # Train's runs appear in the dashboard only where this is set before Ray is imported
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# several jobs share an embedded cluster's cores: OpenMP threads that wait must not spin on them (up to 5x slower)
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import ray
 
 
