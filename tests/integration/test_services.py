@@ -60,6 +60,13 @@ def wait_for(check: Callable[[], bool], what: str, log: Path, seconds: float = 9
     pytest.fail(f"{what} within {seconds} s:\n{log.read_text()[-3000:]}")
 
 
+def post(url: str) -> bytes:
+    request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        content: bytes = answer.read()
+        return content
+
+
 def get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=5) as answer:
         content: bytes = answer.read()
@@ -81,7 +88,7 @@ def test_running_cluster(write_experiment: Callable[..., Path], tmp_path: Path) 
         wait_for(lambda: b"ray_version" in get(f"http://127.0.0.1:{dashboard}/api/version"), "Ray is up", log)
         printed = run_flow(write_experiment(), RAY_ADDRESS=f"127.0.0.1:{port}", **auth)
         assert f"Ray dashboard: http://127.0.0.1:{dashboard}" in printed
-        runs = json.loads(get(f"http://127.0.0.1:{dashboard}/api/train/v2/runs"))["train_runs"]
+        runs = json.loads(get(f"http://127.0.0.1:{dashboard}/api/train/v2/runs/v1"))["train_runs"]
         assert {run["name"].rsplit("-", 1)[1] for run in runs} == {"stage1", "stage2"}
         assert all(run["status"] == "FINISHED" for run in runs)
     assert (tmp_path / "results/report/micro/index.html").exists()
@@ -116,8 +123,9 @@ def test_deployment(write_experiment: Callable[..., Path], tmp_path: Path) -> No
             parameters = f"experiment={write_experiment()}"
             printed = call("deployment", "run", "btinet/full-experiment", "--watch", "-p", parameters)
         assert "'Completed'" in printed, worker_log.read_text()
-        artifacts = call("artifact", "ls")
-        assert all(key in artifacts for key in ("results", "runs", "report", "ray-dashboard"))
-        (deployment,) = json.loads(call("deployment", "ls", "--output", "json"))
+        artifacts = json.loads(post(f"{url}/artifacts/latest/filter"))
+        assert {"results", "runs", "report", "ray-dashboard"} <= {artifact["key"] for artifact in artifacts}
+        (deployment,) = json.loads(post(f"{url}/deployments/filter"))
         assert deployment["name"] == "full-experiment"
+        assert deployment["parameter_openapi_schema"]["properties"]["preset"]["anyOf"][0]["enum"] == ["paper", "tiny"]
     assert (tmp_path / "results/report/micro/index.html").exists()
