@@ -14,6 +14,7 @@ from btinet.errors import InputError
 
 # Train's runs appear in the dashboard only where this is set before Ray is imported
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+# jobs without a GPU leave CUDA_VISIBLE_DEVICES alone: Ray's coming default, set so that it does not warn about it
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 
