@@ -13,7 +13,7 @@ from btinet.datasets.splits import load_split, split_id
 from btinet.errors import InputError
 from btinet.models.registry import METHODS
 from btinet.storage import Storage, file_sha256
-from btinet.training.stage import POLICY, weights_file
+from btinet.training.stage import weights_file
 
 
 def open_storage(experiment: Experiment) -> Storage:
@@ -46,7 +46,7 @@ def prepare_dataset(
     result = prepare(dataset, size, root, experiment.data_root, on_progress)
     prepared = open_prepared(root, dataset.name, result.manifest.hash)
     for seed in experiment.seeds:
-        load_split(root, prepared, POLICY, seed)
+        load_split(root, prepared, dataset.split, seed)
     return result
 
 
@@ -64,7 +64,8 @@ def publish_weights(experiment: Experiment, root: Storage) -> str | None:
 
 def bind(run: Run, prepared_hash: str, weights_sha256: str | None) -> BoundRun:
     """Tie a run to its data and initial weights."""
-    return BoundRun(run=run, prepared=prepared_hash, split=split_id(POLICY, run.seed), weights_sha256=weights_sha256)
+    split = split_id(run.dataset.split, run.seed)
+    return BoundRun(run=run, prepared=prepared_hash, split=split, weights_sha256=weights_sha256)
 
 
 def bind_one(experiment: Experiment, key: str, root: Storage, store: Path | None = None) -> BoundRun:

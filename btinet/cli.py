@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +13,11 @@ import torch
 import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
-from rich.progress import Progress as Bar
 
+from btinet import data_cli
 from btinet.binding import bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
+from btinet.console import bar, console
 from btinet.datasets.prepare import export_store
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import evaluate as evaluate_run
@@ -37,7 +37,7 @@ app = typer.Typer(
     "A RUN is named DATASET/METHOD/VARIANT/SEED, e.g. phantom/btinet/full/42; `btinet runs` lists them. A step that "
     "is done already is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`.",
 )
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+app.add_typer(data_cli.app, name="data")
 
 ExperimentFile = Annotated[
     Path, typer.Option("--experiment", "-e", help="Experiment file (YAML); examples are in experiments/.")
@@ -97,7 +97,7 @@ def prepare(
     if export is not None and len(chosen) > 1:
         raise InputError(f"--export takes one dataset: name one of {', '.join(entry.name for entry in chosen)}")
     for entry in chosen:
-        with _bar(f"preparing {entry.name}") as show:
+        with bar(f"preparing {entry.name}") as show:
             result = prepare_dataset(settings, entry, root, show)
         manifest = result.manifest
         counts = ", ".join(f"{name} {count}" for name, count in manifest.class_counts.items())
@@ -174,13 +174,13 @@ def evaluate(
     if done is not None:
         console.print(f"{run} evaluation: done already ({done.finished})")
     elif in_process:
-        with _bar(f"evaluating {run}") as show:
+        with bar(f"evaluating {run}") as show:
             done = evaluate_run(bound, root, _device(device), show)
     else:
         from btinet.cluster.jobs import evaluate_on_cluster
         from btinet.cluster.session import ray_session
 
-        with ray_session(), _bar(f"evaluating {run}") as show:
+        with ray_session(), bar(f"evaluating {run}") as show:
             done = evaluate_on_cluster(bound, root, settings.resources, show)
     _report(done, bound, receipt)
     if metrics is not None:
@@ -229,18 +229,6 @@ def _open(
     experiment = load_experiment(file, data_root=data_root, weights=weights).with_storage(storage, endpoint)
     check_inputs(experiment)
     return experiment, open_storage(experiment)
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; gives the function to tell it how much is done, and of how much."""
-    with Bar(console=console, transient=True) as bar:
-        task = bar.add_task(title)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield show
 
 
 def _device(name: str | None) -> torch.device:

@@ -165,12 +165,19 @@ VARIANTS: dict[str, Overrides] = {
 """Table 4's rows, by what they leave out."""
 
 
+SplitPolicy = Literal["paper", "clean", "paper-n1503", "manifest"]
+
+
 class DatasetSettings(Strict):
     """Which images."""
 
-    name: str
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """busi, ham10000, brisc2025, phantom; or a name of your own for a folder of yours (docs/datasets.md)."""
     root: str | None = None
-    """Folder that holds the official layout; else the experiment's data_root."""
+    """Folder or s3:// URL that holds the official layout, or your images; else the experiment's data_root."""
+    split: SplitPolicy = "paper"
+    """How train, val and test are drawn: as in the paper; clean of duplicates; leaky, by image, as behind the paper's
+    HAM10000 numbers; or as the manifest says (docs/datasets.md)."""
     max_samples: int | None = Field(None, ge=8)
     """Use a class-stratified subset of at most this many samples (for the phantom: how many to draw)."""
 
@@ -314,6 +321,13 @@ class Experiment(Strict):
             for variant in self.variants
             for seed in self.seeds
         ]
+
+    def dataset(self, name: str) -> DatasetSettings:
+        """The dataset of this name."""
+        found = {dataset.name: dataset for dataset in self.datasets}
+        if name not in found:
+            raise InputError(f"experiment {self.name!r} has no dataset {name!r}; it has: {', '.join(found)}")
+        return found[name]
 
     def run(self, key: str) -> Run:
         """The run named ``dataset/method/variant/seed``."""

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from btinet.analysis import analyse, load_predictions
 from btinet.config import BoundRun, Experiment
+from btinet.datasets.prepared import DUPLICATES_FILE, MANIFEST_FILE, SAMPLES_FILE, store_folder
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import finished_evaluation, predictions_file
 from btinet.evaluation.schema import LEVELS
 from btinet.partitions import partition_file, read_partition, write_partition
-from btinet.report import write
+from btinet.report import dataset_page, write
 from btinet.storage import Storage
 from btinet.training.stage import epochs_file, finished_stage
 
@@ -55,8 +56,27 @@ def publish_results(experiment: Experiment, bounds: list[BoundRun], root: Storag
         "Splits": ", ".join(sorted({bound.split for bound in bounds})),
         "Runs": ", ".join(bound.run_id for bound in bounds),
     }
-    report = write(root, experiment.name, pa.concat_tables(histories, promote_options="default"), provenance)
+    pages = {}
+    for name, prepared in sorted({(bound.run.dataset.name, bound.prepared) for bound in bounds}):
+        pages[name] = _write_dataset_page(root, name, prepared, root / "report" / experiment.name).name
+    report = write(root, experiment.name, pa.concat_tables(histories, promote_options="default"), provenance, pages)
     return Results(tables, folder, root / "results" / "predictions", report)
+
+
+def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage) -> Storage:
+    """Statistics of a prepared dataset and of the splits drawn from it."""
+    store = store_folder(root, name, prepared)
+    splits = {file.name.removesuffix(".parquet"): file.read_table() for file in (store / "splits").children()}
+    page = folder / f"dataset-{name}.html"
+    page.write_text(
+        dataset_page.render(
+            (store / MANIFEST_FILE).read_json(),
+            (store / SAMPLES_FILE).read_table(),
+            (store / DUPLICATES_FILE).read_table(),
+            splits,
+        )
+    )
+    return page
 
 
 def run_file(root: Storage, bound: BoundRun) -> Storage:

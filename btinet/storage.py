@@ -200,6 +200,11 @@ class Storage:
             raise InputError(f"storage {self.url}{where} cannot be written: {reason}; {remedy}") from error
 
 
+def cache_folder() -> Path:
+    """Where this machine keeps what it can make or download again."""
+    return Path(os.environ.get("BTINET_CACHE", "~/.cache/btinet")).expanduser()
+
+
 def stream_sha256(stream: BinaryIO) -> str:
     digest = hashlib.sha256()
     while chunk := stream.read(CHUNK):

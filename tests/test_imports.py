@@ -15,7 +15,7 @@ import btinet
 PACKAGE = Path(btinet.__file__).parent
 
 ROOMS = [  # from the bottom up; one line may not import another on the same level
-    {"errors"},
+    {"errors", "console"},
     {"config", "torchvision_compat"},
     {"storage", "ranks"},
     {"receipts", "partitions", "progress", "datasets", "losses", "metrics"},
@@ -26,6 +26,7 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"report"},
     {"binding", "results"},
     {"cluster"},
+    {"data_cli"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -12,20 +12,17 @@ Official layout, each image with one or more masks that are merged::
 from __future__ import annotations
 
 import re
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from btinet.config import DatasetSettings
-from btinet.datasets.files import dataset_root, read_mask, read_rgb
-from btinet.datasets.sample import Sample
+from btinet.datasets.files import dataset_root, load_files, shown
+from btinet.datasets.sample import Check, Finding, Pixels, Sample, SampleError
 from btinet.errors import InputError
+from btinet.storage import Storage
 
 FOLDER = "Dataset_BUSI_with_GT"
 HOW_TO_GET = (
-    "download BUSI (Dataset_BUSI_with_GT.zip, https://scholar.cu.edu.eg/?q=afahmy/pages/dataset), unzip it "
-    f"and name the folder that contains {FOLDER}/ with its folders benign, malignant and normal"
+    "download BUSI (Dataset_BUSI.zip, https://scholar.cu.edu.eg/?q=afahmy/pages/dataset; `btinet data fetch busi` says "
+    f"how) and name the folder that contains {FOLDER}/ with its folders benign, malignant and normal"
 )
 FILE_NAME = re.compile(r"(?P<sample_id>[a-z]+ \(\d+\))(?P<mask>_mask(_\d+)?)?\.png")
 
@@ -41,14 +38,15 @@ class BusiReader:
     """
 
     classes = ("benign", "malignant", "normal")
+    healthy = frozenset({"normal"})
 
-    def __init__(self, root: Path) -> None:
-        self.folder = root / FOLDER if (root / FOLDER).is_dir() else root
-        self.origin = str(root)
-        if not any((self.folder / name).is_dir() for name in self.classes):
-            raise InputError(f"dataset 'busi': {root} holds no BUSI images; {HOW_TO_GET}")
+    def __init__(self, root: Storage) -> None:
+        self.folder = root / FOLDER if (root / FOLDER).exists() else root
+        self.origin = shown(root)
+        if not any((self.folder / name).exists() for name in self.classes):
+            raise InputError(f"dataset 'busi': {self.origin} holds no BUSI images; {HOW_TO_GET}")
         self._samples: list[Sample] = []
-        self._problems: list[str] = []
+        self._findings: list[Finding] = []
         for label, name in enumerate(self.classes):
             self._scan(self.folder / name, label)
         self._samples.sort(key=lambda sample: sample.sample_id)
@@ -56,62 +54,41 @@ class BusiReader:
     def samples(self) -> list[Sample]:
         return self._samples
 
-    def problems(self) -> list[str]:
-        return self._problems
+    def findings(self) -> list[Finding]:
+        return self._findings
 
-    def load(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        image_path, *mask_paths = sample.files
-        image = read_rgb(image_path)
-        mask = np.zeros(image.shape[:2], np.uint8)
-        for path in mask_paths:
-            part = read_mask(path)
-            if part.shape != mask.shape:
-                raise InputError(f"{path}: mask is {_size(part)} but its image is {_size(image)}: get both files again")
-            mask |= part
-        self._check_mask(sample, mask)
-        return image, mask
+    def load(self, sample: Sample) -> Pixels:
+        if len(sample.files) == 1 and self.classes[sample.label] not in self.healthy:
+            message = f"has no mask file: add {sample.sample_id}_mask.png beside it"
+            raise SampleError(Check.MISSING_FILE, shown(sample.files[0]), message)
+        return load_files(sample)
 
-    def _check_mask(self, sample: Sample, mask: NDArray[np.uint8]) -> None:
-        image_path, *mask_paths = sample.files
-        is_lesion = self.classes[sample.label] != "normal"
-        if is_lesion and not mask_paths:
-            raise InputError(f"{image_path}: has no mask file: add {sample.sample_id}_mask.png beside it")
-        if is_lesion and not mask.any():
-            raise InputError(f"{mask_paths[0]}: no pixel of the lesion is marked: get the mask again")
-        if not is_lesion and mask.any():
-            raise InputError(f"{mask_paths[0]}: a normal image has a lesion marked: get the mask again")
-
-    def _scan(self, folder: Path, label: int) -> None:
-        """Add the samples and the layout's problems of one class folder."""
-        if not folder.is_dir():
-            self._problems.append(f"{folder}: class folder is missing: unzip the whole dataset again")
-            return
-        images: dict[str, Path] = {}
-        masks: dict[str, list[Path]] = {}
-        # sorted, so that nothing depends on the order in which the disk lists them
-        for path in sorted(folder.glob("[!.]*.png")):
-            name = FILE_NAME.fullmatch(path.name)
-            if name is None or not path.name.startswith(f"{folder.name} "):
-                self._problems.append(
-                    f"{path}: not a name of the official layout: rename it to '{folder.name} (N).png' or remove it"
-                )
+    def _scan(self, folder: Storage, label: int) -> None:
+        """Add the samples and the layout's faults of one class folder."""
+        images: dict[str, Storage] = {}
+        masks: dict[str, list[Storage]] = {}
+        # children are sorted, so that nothing depends on the order in which the disk lists them
+        for file in folder.children():
+            if file.name.startswith(".") or not file.name.endswith(".png"):
+                continue
+            name = FILE_NAME.fullmatch(file.name)
+            if name is None or not file.name.startswith(f"{folder.name} "):
+                message = f"not a name of the official layout: rename it to '{folder.name} (N).png' or remove it"
+                self._found(Check.LAYOUT, file, message)
             elif name["mask"]:
-                masks.setdefault(name["sample_id"], []).append(path)
+                masks.setdefault(name["sample_id"], []).append(file)
             else:
-                images[name["sample_id"]] = path
-        if not images:
-            self._problems.append(f"{folder}: holds no images: unzip the whole dataset again")
+                images[name["sample_id"]] = file
         for sample_id in sorted(masks.keys() - images.keys()):
-            self._problems.append(f"{masks[sample_id][0]}: mask without image: add {sample_id}.png beside it")
+            self._found(Check.MISSING_FILE, masks[sample_id][0], f"mask without image: add {sample_id}.png beside it")
         self._samples += [
-            Sample(sample_id, label, None, f"{folder.name}/{path.name}", (path, *masks.get(sample_id, ())))
-            for sample_id, path in images.items()
+            Sample(sample_id, label, None, f"{folder.name}/{file.name}", (file, *masks.get(sample_id, ())))
+            for sample_id, file in images.items()
         ]
+
+    def _found(self, check: Check, where: Storage, message: str) -> None:
+        self._findings.append(Finding(check, "error", shown(where), message))
 
 
 def open_busi(settings: DatasetSettings, data_root: str | None) -> BusiReader:
     return BusiReader(dataset_root(settings, data_root, HOW_TO_GET))
-
-
-def _size(pixels: NDArray[np.uint8]) -> str:
-    return f"{pixels.shape[1]}x{pixels.shape[0]}"

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from btinet.config import DatasetSettings
+from btinet.datasets.archive import extract
+from btinet.datasets.sample import Check, Pixels, Sample, SampleError
 from btinet.errors import InputError
+from btinet.storage import Storage, cache_folder
 
 MASK_THRESHOLD = 127
 """A pixel belongs to the mask when its 8-bit grey value is above this."""
 
+BLUR = 32
+"""Grey values this far from black and white are neither; lossy compression stays nearer."""
+BLURRED_SHARE = 0.01
+"""A mask with more such pixels than this share is not binary."""
 
-def dataset_root(settings: DatasetSettings, data_root: str | None, remedy: str) -> Path:
+ASPECT_TOLERANCE = 0.01
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def dataset_root(settings: DatasetSettings, data_root: str | None, remedy: str) -> Storage:
     """The folder to look for a dataset in: ``settings.root``, else ``data_root``, else BTINET_DATA_ROOT.
+
+    Where that folder holds the dataset as one file, NAME.tar (``btinet data pack``), it is unpacked into the cache.
 
     Args:
         remedy: how to get the dataset and lay it out, for the error message.
@@ -32,30 +49,98 @@ def dataset_root(settings: DatasetSettings, data_root: str | None, remedy: str) 
     }
     for field, value in given.items():
         if value:
-            root = Path(value).expanduser()
-            if not root.is_dir():
-                raise InputError(f"dataset {settings.name!r}: {field}: no such folder: {root}; {remedy}")
-            return root
+            root = Storage(value)
+            if not root.exists():
+                raise InputError(f"dataset {settings.name!r}: {field}: no such folder: {shown(root)}; {remedy}")
+            archive = root / f"{settings.name}.tar"
+            return _unpacked(archive) if archive.exists() else root
     raise InputError(f"dataset {settings.name!r}: none of {', '.join(given)} says where it is; {remedy}")
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
+def _unpacked(archive: Storage) -> Storage:
+    """The folder in the cache with the content of a .tar file; unpacked the first time."""
+    folder = cache_folder() / "raw" / archive.sha256()[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(archive.path)
+                if not archive.is_local:
+                    file = Path(scratch) / archive.name
+                    archive.download(file)
+                extract(file, folder)
+    return Storage(str(folder))
+
+
+def shown(file: Storage) -> str:
+    """A file as people write it: a path on a disk, else the URL."""
+    return file.path if file.is_local else file.url
+
+
+def load_files(sample: Sample, mask_may_be_scaled: bool = False) -> Pixels:
+    """Decode a sample's image and merge its masks.
+
+    Args:
+        mask_may_be_scaled: accept a single mask of another size if it has the image's aspect.
+
+    Raises:
+        SampleError: a file is missing or cannot be decoded, or a mask does not fit the image.
+    """
+    image = read_rgb(sample.files[0])
+    mask = np.zeros(image.shape[:2], np.uint8)
+    for number, file in enumerate(sample.files[1:]):
+        part = read_mask(file)
+        if part.shape != mask.shape:
+            is_scaled = mask_may_be_scaled and number == 0 and _same_aspect(part, mask)
+            if not is_scaled:
+                message = f"mask is {_size(part)} but its image is {_size(image)}: get both files again"
+                raise SampleError(Check.SIZE_MISMATCH, shown(file), message)
+            mask = part
+        else:
+            mask |= part
+    return Pixels(image, mask)
+
+
+def read_rgb(file: Storage) -> NDArray[np.uint8]:
     """Decode an image file of any 8-bit mode as RGB [H, W, 3]; transparency is dropped."""
-    return np.asarray(_decode(path).convert("RGB"))
+    return np.asarray(_decode(file).convert("RGB"))
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Decode a mask file of any 8-bit mode as [H, W] of 0 and 1."""
-    return (np.asarray(_decode(path).convert("L")) > MASK_THRESHOLD).astype(np.uint8)
+def read_mask(file: Storage) -> NDArray[np.uint8]:
+    """Decode a mask file as [H, W] of 0 and 1: grey values above MASK_THRESHOLD, or 1 where all are 0 or 1."""
+    levels = np.asarray(_decode(file).convert("L"))
+    if levels.max() <= 1:
+        return levels
+    blurred = np.mean((levels >= BLUR) & (levels <= 255 - BLUR))
+    if blurred > BLURRED_SHARE:
+        message = (
+            f"mask is not binary: {blurred:.0%} of its pixels are neither black nor white: save the lesion as 255 "
+            "and the rest as 0"
+        )
+        raise SampleError(Check.NON_BINARY_MASK, shown(file), message)
+    return (levels > MASK_THRESHOLD).astype(np.uint8)
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(file: Storage) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
             image.load()
+    except FileNotFoundError as error:
+        raise SampleError(Check.MISSING_FILE, shown(file), "no such file: get it again") from error
+    except UnidentifiedImageError as error:
+        raise SampleError(Check.UNREADABLE, shown(file), "is not an image: get this file again") from error
     # Pillow reports broken files as any of these, by format and by where the fault lies
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error}): get this file again") from error
+        raise SampleError(Check.UNREADABLE, shown(file), f"cannot be decoded ({error}): get this file again") from error
     if image.mode.startswith(("I", "F")):  # converting to 8 bit would clip it silently
-        raise InputError(f"{path}: {image.mode} pixels are not supported: save it with 8 bits a channel")
+        message = f"{image.mode} pixels are not supported: save it with 8 bits a channel"
+        raise SampleError(Check.UNREADABLE, shown(file), message)
     return image
+
+
+def _same_aspect(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    return abs(a.shape[1] * b.shape[0] / (a.shape[0] * b.shape[1]) - 1) <= ASPECT_TOLERANCE
+
+
+def _size(pixels: NDArray[np.uint8]) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"

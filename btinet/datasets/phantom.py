@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from btinet.config import DatasetSettings
-from btinet.datasets.sample import Sample
+from btinet.datasets.sample import Finding, Pixels, Sample
 
 PHANTOM_VERSION = 1
 SIZE = 256
@@ -43,6 +43,7 @@ class PhantomReader:
     """
 
     classes = ("benign", "malignant", "normal")
+    healthy = frozenset({"normal"})
     origin = f"phantom generator, version {PHANTOM_VERSION}"
 
     def __init__(self, count: int = DEFAULT_SAMPLES) -> None:
@@ -54,12 +55,12 @@ class PhantomReader:
             for index in range(self.count)
         ]
 
-    def problems(self) -> list[str]:
+    def findings(self) -> list[Finding]:
         return []
 
-    def load(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def load(self, sample: Sample) -> Pixels:
         image, mask = draw(int(sample.sample_id.removeprefix("phantom-")))
-        return np.repeat(image[:, :, None], 3, axis=2), mask
+        return Pixels(np.repeat(image[:, :, None], 3, axis=2), mask)
 
 
 def open_phantom(settings: DatasetSettings, data_root: str | None) -> PhantomReader:

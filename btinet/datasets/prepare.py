@@ -1,33 +1,37 @@
 """Writes the prepared store (its format: ``prepared.py``).
 
-Samples are decoded in a stream, a few at a time, so memory does not grow with the dataset. Every fault of the
-dataset is collected on the way; if there is one, all are reported together and nothing is published.
+Samples are decoded in a stream, a few at a time, so memory does not grow with the dataset. Finished parts stay in the
+cache until the store is published: an interrupted preparation goes on from them. Every fault of the dataset is
+collected on the way; if there is one, all are reported together and nothing is published.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections import Counter, defaultdict, deque
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from btinet.config import DatasetSettings, json_hash
+from btinet.datasets.duplicates import find_duplicates
+from btinet.datasets.examine import FACTS, dataset_findings, examine, map_in_order
 from btinet.datasets.prepared import (
     BATCH_ROWS,
+    DUPLICATES_FILE,
     FORMAT,
     MANIFEST_FILE,
     PART_ROWS,
@@ -40,17 +44,18 @@ from btinet.datasets.prepared import (
     store_folder,
 )
 from btinet.datasets.registry import open_reader
-from btinet.datasets.sample import Reader, Sample
+from btinet.datasets.sample import Finding, Reader, Sample
 from btinet.errors import InputError
-from btinet.storage import Storage, file_sha256
+from btinet.storage import Storage, cache_folder, file_sha256
 
-MAX_PROBLEMS = 50
+MAX_FINDINGS = 50
 """How many faults an error message lists."""
 
 HASH_DIGITS = 16
 
-In = TypeVar("In")
-Out = TypeVar("Out")
+PREPARED_FACTS = pa.schema([*FACTS, *(field for field in SAMPLES if field.name not in FACTS.names)])
+"""What is known of a sample at its own size and at the prepared size."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -62,13 +67,21 @@ class Prepared(NamedTuple):
     """True when the store was already there and nothing was written."""
 
 
+class Part(NamedTuple):
+    """A finished file of the store."""
+
+    digest: str
+    """SHA-256 of its samples' rows, fingerprints and pixels."""
+    facts: pa.Table
+    """PREPARED_FACTS"""
+
+
 class Decoded(NamedTuple):
-    """One sample's pixels at the prepared size, and its row of ``samples.parquet``."""
+    """One sample's pixels at the prepared size, and its row of PREPARED_FACTS."""
 
     image: bytes
     mask: bytes
-    label: int
-    record: dict[str, object]
+    facts: dict[str, object]
 
 
 def prepare(
@@ -81,7 +94,7 @@ def prepare(
     """Decode a dataset once and publish it under ``storage/datasets/<name>/<hash>/``.
 
     The same source gives the same hash on any machine. When the source (by its files' content) was prepared
-    before, nothing is decoded. The files are first made in a temporary folder: TMPDIR must have room.
+    before, nothing is decoded. The files are first made in the cache (BTINET_CACHE), which must have room.
 
     Args:
         image_size: side S of the square that images (bilinear) and masks (nearest) are resized to, in pixels.
@@ -94,20 +107,25 @@ def prepare(
     """
     reader = open_reader(settings, data_root)
     samples = choose_subset(reader.samples(), settings.max_samples)
-    problems = reader.problems()
+    if not samples:
+        raise _refusal(settings.name, reader, reader.findings())
     fingerprint = source_fingerprint(settings, image_size, reader, samples)
     pointer = storage / "datasets" / settings.name / f"prepared-{fingerprint[:HASH_DIGITS]}.json"
-
-    if not problems and pointer.exists():
-        manifest = _published(store_folder(storage, settings.name, pointer.read_json()["hash"]))
-        if manifest is not None:
-            return Prepared(manifest, reused=True)
-
-    with tempfile.TemporaryDirectory(prefix="btinet-prepare-") as temporary:
-        folder = Path(temporary)
-        content_hash, labels = _write_files(settings.name, reader, samples, problems, image_size, folder, on_progress)
+    folder = cache_folder() / "preparing" / fingerprint[:HASH_DIGITS]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # whoever asks for the same at the same time waits for it
+        if pointer.exists():
+            manifest = _published(store_folder(storage, settings.name, pointer.read_json()["hash"]))
+            if manifest is not None and not _errors(reader.findings()):
+                return Prepared(manifest, reused=True)
+        try:
+            content_hash, facts = _write_files(settings.name, reader, samples, image_size, folder, on_progress)
+        except InputError:
+            shutil.rmtree(folder)
+            raise
         target = store_folder(storage, settings.name, content_hash)
         existing = _published(target)
+        labels = Counter(facts["label"].to_pylist())
         manifest = existing or _publish(
             folder,
             target,
@@ -118,13 +136,14 @@ def prepare(
                 image_size=image_size,
                 classes=reader.classes,
                 class_counts={name: labels[label] for label, name in enumerate(reader.classes)},
-                count=labels.total(),
-                files=_file_entries(folder, sorted(file.name for file in folder.iterdir())),
+                count=len(facts),
+                files=_file_entries(folder, _store_files(folder)),
                 source=Source(origin=reader.origin, fingerprint=fingerprint),
                 versions={package: version(package) for package in ("btinet", "numpy", "pillow", "torch")},
             ),
         )
-    pointer.write_json({"hash": content_hash})
+        pointer.write_json({"hash": content_hash})
+        shutil.rmtree(folder)
     return Prepared(manifest, reused=existing is not None)
 
 
@@ -176,15 +195,17 @@ def choose_subset(samples: list[Sample], max_samples: int | None) -> list[Sample
 
 def source_fingerprint(settings: DatasetSettings, image_size: int, reader: Reader, samples: list[Sample]) -> str:
     """SHA-256 of all that the prepared store follows from: the settings, the samples and their files."""
+    identities = map_in_order(lambda sample: [_file_identity(file) for file in sample.files], samples)
     rows = [
         [
             sample.sample_id,
             sample.label,
             sample.group_id,
+            sample.split,
             sample.source,
-            [_file_identity(file) for file in sample.files],
+            files,
         ]
-        for sample in samples
+        for sample, files in zip(samples, identities, strict=True)
     ]
     return json_hash([FORMAT, settings.name, settings.max_samples, image_size, reader.classes, rows])
 
@@ -209,43 +230,48 @@ def _write_files(
     name: str,
     reader: Reader,
     samples: list[Sample],
-    problems: list[str],
     image_size: int,
     folder: Path,
     on_progress: Progress | None,
-) -> tuple[str, Counter[int]]:
-    """Write the parts and ``samples.parquet`` into ``folder``; return content hash and label counts."""
-    problems = list(problems)
-    records: list[dict[str, object]] = []
-    labels: Counter[int] = Counter()
-    digest = hashlib.sha256(json.dumps([FORMAT, name, image_size, reader.classes]).encode())
+) -> tuple[str, pa.Table]:
+    """Write the store's files into ``folder``, but for the parts that are there; its content hash and its facts."""
+    findings = list(reader.findings())
+    parts: list[Part] = []
+    for start in range(0, len(samples), PART_ROWS):
+        path = folder / f"part-{start // PART_ROWS:05d}.arrow"
+        chunk = samples[start : start + PART_ROWS]
+        part = _finished_part(path)
+        if part is None:
+            outcomes = map_in_order(lambda sample: _decode(reader, sample, image_size), chunk)
+            part = _write_part(
+                path, _usable(outcomes, findings, partial(_tell, on_progress, len(samples), start)), image_size
+            )
+        else:
+            _tell(on_progress, len(samples), start, len(chunk))
+        parts.append(part)
 
-    def decoded_rows() -> Iterator[Decoded]:
-        outcomes = _map_in_order(lambda sample: _decode(reader, sample, image_size), samples)
-        for done, outcome in enumerate(outcomes, start=1):
-            if on_progress is not None:
-                on_progress(done, len(samples))
-            if isinstance(outcome, InputError):
-                problems.append(str(outcome))
-                continue
-            row = outcome.record
-            digest.update(json.dumps([row["sample_id"], row["group_id"], row["label"]]).encode())
-            digest.update(outcome.image)
-            digest.update(outcome.mask)
-            records.append(row)
-            labels[outcome.label] += 1
-            yield outcome
-
-    rows = decoded_rows()
-    for part in range(-(-len(samples) // PART_ROWS)):
-        _write_part(folder / f"part-{part:05d}.arrow", islice(rows, PART_ROWS), image_size)
-    if problems:
-        raise InputError(_problem_list(name, reader.origin, problems))
-    pq.write_table(pa.Table.from_pylist(records, SAMPLES), folder / SAMPLES_FILE, compression="zstd")
-    return digest.hexdigest()[:HASH_DIGITS], labels
+    facts = pa.concat_tables(part.facts for part in parts)
+    columns = (facts[column].to_pylist() for column in ("sample_id", "pixels_sha256", "fingerprint"))
+    pairs = find_duplicates(*columns)
+    findings += dataset_findings(reader.classes, reader.healthy, facts, pairs, facts["split"].to_pylist())
+    if _errors(findings):
+        raise _refusal(name, reader, findings)
+    pq.write_table(facts.select(SAMPLES.names).cast(SAMPLES), folder / SAMPLES_FILE, compression="zstd")
+    pq.write_table(pairs, folder / DUPLICATES_FILE, compression="zstd")
+    return json_hash([FORMAT, name, image_size, reader.classes, [part.digest for part in parts]])[:HASH_DIGITS], facts
 
 
-def _write_part(path: Path, rows: Iterator[Decoded], image_size: int) -> None:
+def _finished_part(path: Path) -> Part | None:
+    """The part, if an interrupted preparation left it whole."""
+    sidecar = path.with_suffix(".facts")
+    if not sidecar.exists():
+        return None
+    facts = pq.read_table(sidecar)
+    return Part(facts.schema.metadata[b"digest"].decode(), facts.replace_schema_metadata())
+
+
+def _write_part(path: Path, rows: Iterator[Decoded], image_size: int) -> Part:
+    """Write the pixels, and when they are all there a sidecar with the facts, which says so."""
     area = image_size**2
     schema = pa.schema(
         [
@@ -253,45 +279,62 @@ def _write_part(path: Path, rows: Iterator[Decoded], image_size: int) -> None:
             pa.field("mask", pa.binary(area), nullable=False),
         ]
     )
+    facts: list[dict[str, object]] = []
+    digest = hashlib.sha256()
     with pa.ipc.new_file(str(path), schema) as writer:
         while batch := list(islice(rows, BATCH_ROWS)):
             columns = [[row.image for row in batch], [row.mask for row in batch]]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
+            for row in batch:
+                identity = [row.facts[name] for name in ("sample_id", "group_id", "label", "split", "pixels_sha256")]
+                digest.update(json.dumps(identity).encode())
+                digest.update(row.image)
+                digest.update(row.mask)
+                facts.append(row.facts)
+    table = pa.Table.from_pylist(facts, PREPARED_FACTS)
+    (Storage(str(path.with_suffix(".facts")))).write_table(
+        table.replace_schema_metadata({"digest": digest.hexdigest()})
+    )
+    return Part(digest.hexdigest(), table)
 
 
-def _decode(reader: Reader, sample: Sample, image_size: int) -> Decoded | InputError:
-    try:
-        image, mask = reader.load(sample)
-    except InputError as problem:
-        return problem
+def _usable(
+    outcomes: Iterator[Decoded | Finding], findings: list[Finding], on_done: Callable[[int], None]
+) -> Iterator[Decoded]:
+    """The samples that could be decoded; what is wrong with the others goes to ``findings``."""
+    for done, outcome in enumerate(outcomes, start=1):
+        on_done(done)
+        if isinstance(outcome, Finding):
+            findings.append(outcome)
+        else:
+            yield outcome
+
+
+def _decode(reader: Reader, sample: Sample, image_size: int) -> Decoded | Finding:
+    outcome = examine(reader, sample)
+    if isinstance(outcome, Finding):
+        return outcome
+    image, mask = outcome.pixels
     small_mask = resize_mask(mask, image_size)
-    area = int(small_mask.sum())
-    record: dict[str, object] = {
-        "sample_id": sample.sample_id,
-        "group_id": sample.group_id,
-        "label": sample.label,
-        "has_mask": area > 0,
-        "gt_area": area,
-        "source": sample.source,
-        "source_height": image.shape[0],
-        "source_width": image.shape[1],
-    }
     small_image = resize_image(image, image_size)
-    return Decoded(small_image.tobytes(), small_mask.tobytes(), sample.label, record)
+    area = int(small_mask.sum())
+    facts = outcome.facts | {"has_mask": area > 0, "gt_area": area} | _intensity(small_image)
+    return Decoded(small_image.tobytes(), small_mask.tobytes(), facts)
 
 
-def _map_in_order(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """``map`` on a few threads, in order; no more than a few results wait to be taken."""
-    workers = min(8, os.cpu_count() or 1)
-    pending: deque[Future[Out]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) == 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def _intensity(image: NDArray[np.uint8]) -> dict[str, float]:
+    """Mean and standard deviation over pixels and channels, from the exact counts of the 256 values."""
+    counts = np.bincount(image.ravel(), minlength=256)
+    values = np.arange(256)
+    mean = float(counts @ values) / image.size
+    variance = float(counts @ (values - mean) ** 2) / image.size
+    return {"intensity_mean": mean, "intensity_std": variance**0.5}
+
+
+def _tell(on_progress: Progress | None, total: int, before: int, done: int) -> None:
+    if on_progress is not None:
+        on_progress(before + done, total)
 
 
 def _published(folder: Storage) -> Manifest | None:
@@ -322,18 +365,27 @@ def _file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     }
 
 
-def _problem_list(name: str, origin: str, problems: list[str]) -> str:
-    lines = [f"dataset {name!r} at {origin}: {len(problems)} problem(s)", *problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
-    return "\n  ".join(lines)
+def _store_files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if file.suffix in (".arrow", ".parquet"))
 
 
-def _file_identity(path: Path) -> list[str]:
+def _errors(findings: Iterable[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def _refusal(name: str, reader: Reader, findings: Iterable[Finding]) -> InputError:
+    errors = _errors(findings)
+    lines = [f"dataset {name!r} at {reader.origin}: {len(errors)} problem(s)", *map(str, errors[:MAX_FINDINGS])]
+    if len(errors) > MAX_FINDINGS:
+        lines.append(f"and {len(errors) - MAX_FINDINGS} more; `btinet data audit` lists and shows them all")
+    return InputError("\n  ".join(lines))
+
+
+def _file_identity(file: Storage) -> list[str]:
     try:
-        return [path.name, file_sha256(path)]
+        return [file.name, file.sha256()]
     except OSError:  # decoding it will report the file
-        return [path.name, "unreadable"]
+        return [file.name, "unreadable"]
 
 
 def _id_hash(sample: Sample) -> str:

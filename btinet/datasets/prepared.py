@@ -5,32 +5,34 @@ A store is the folder ``datasets/<name>/<hash>/``:
 * ``part-00000.arrow``...: Arrow IPC files of at most PART_ROWS rows, columns ``image`` (S*S*3 bytes) and
   ``mask`` (S*S bytes of 0 and 1), in record batches of at most BATCH_ROWS rows.
 * ``samples.parquet``: one row a sample (SAMPLES), aligned with the rows of the parts in order.
+* ``duplicates.parquet``: pairs of samples that show the same (duplicates.DUPLICATES), found at the source's size.
 * ``manifest.json``: written last. A folder without it is unfinished and is never read.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
 from btinet.config import Strict
 from btinet.errors import InputError
-from btinet.storage import Storage, file_sha256
+from btinet.storage import Storage, cache_folder, file_sha256
 
-FORMAT = 1
+FORMAT = 2
 """Version of the store's layout and of how pixels get into it. Raise it with any change to either."""
 
-PART_ROWS = 4096
+PART_ROWS = 1024
 BATCH_ROWS = 64
 SAMPLES_FILE = "samples.parquet"
+DUPLICATES_FILE = "duplicates.parquet"
 MANIFEST_FILE = "manifest.json"
 
 SAMPLES = pa.schema(
@@ -38,11 +40,14 @@ SAMPLES = pa.schema(
         pa.field("sample_id", pa.string(), False),
         pa.field("group_id", pa.string()),
         pa.field("label", pa.int8(), False),
+        pa.field("split", pa.string()),  # the authors' own, null where they made none
         pa.field("has_mask", pa.bool_(), False),  # any pixel is marked, at the prepared size
         pa.field("gt_area", pa.int32(), False),  # marked pixels, at the prepared size
         pa.field("source", pa.string(), False),
         pa.field("source_height", pa.int32(), False),
         pa.field("source_width", pa.int32(), False),
+        pa.field("intensity_mean", pa.float32(), False),  # over the prepared pixels and channels, 0..255
+        pa.field("intensity_std", pa.float32(), False),
     ]
 )
 
@@ -65,7 +70,7 @@ class Manifest(Strict):
     format: int
     name: str
     hash: str
-    """Start of the SHA-256 of format, name, size, classes, and every sample's id, group, label and pixels."""
+    """Start of the SHA-256 of format, name, size, classes, and every sample's id, group, label, split and pixels."""
     image_size: int
     classes: tuple[str, ...]
     class_counts: dict[str, int]
@@ -101,7 +106,7 @@ def open_prepared(storage_root: Storage, name: str, hash: str) -> PreparedDatase
     """Open a prepared dataset, checking every file against the manifest.
 
     Parts on a disk are memory-mapped in place; from object storage they are first copied to
-    ``$BTINET_CACHE/datasets/<name>/<hash>`` (default ~/.cache/btinet), which many processes may do at once.
+    ``$BTINET_CACHE/datasets/<name>/<hash>`` (default ~/.cache/btinet), once per node.
 
     Raises:
         InputError: there is no such prepared dataset, or a file does not match the manifest.
@@ -113,11 +118,12 @@ def open_prepared(storage_root: Storage, name: str, hash: str) -> PreparedDatase
     if folder.is_local:
         local = Path(folder.path)
     else:
-        cache = Path(os.environ.get("BTINET_CACHE", "~/.cache/btinet")).expanduser()
-        local = cache / "datasets" / name / hash
-        for file, entry in manifest.files.items():
-            if not _matches(local / file, entry) and (folder / file).exists():
-                (folder / file).download(local / file)
+        local = cache_folder() / "datasets" / name / hash
+        local.mkdir(parents=True, exist_ok=True)
+        with FileLock(local.with_name(f"{hash}.lock")):  # one process of the node downloads, the others wait for it
+            for file, entry in manifest.files.items():
+                if not _matches(local / file, entry) and (folder / file).exists():
+                    (folder / file).download(local / file)
     for file, entry in manifest.files.items():
         if not _matches(local / file, entry):
             raise InputError(f"{folder / file} does not match its manifest: remove that folder and prepare again")
@@ -130,12 +136,14 @@ class PreparedDataset:
     Attributes:
         manifest: what it is.
         samples: one row a sample (SAMPLES); a row number below is a row of this table.
+        duplicates: pairs of samples that show the same (duplicates.DUPLICATES).
         labels: int64 [N], index into ``manifest.classes``.
     """
 
     def __init__(self, manifest: Manifest, folder: Path) -> None:
         self.manifest = manifest
         self.samples: pa.Table = pq.read_table(folder / SAMPLES_FILE)
+        self.duplicates: pa.Table = pq.read_table(folder / DUPLICATES_FILE)
         self.labels: NDArray[np.int64] = self.samples["label"].to_numpy().astype(np.int64)
         size = manifest.image_size
         # NumPy views of each record batch's memory; Arrow's take() would first join all batches in memory

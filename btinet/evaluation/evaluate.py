@@ -29,7 +29,7 @@ from btinet.ranks import Ranks
 from btinet.receipts import Receipt, valid_receipt, write_receipt
 from btinet.storage import Storage
 from btinet.training.data import SplitData
-from btinet.training.stage import POLICY, finished_stage, load_model, run_folder
+from btinet.training.stage import finished_stage, load_model, run_folder
 from btinet.training.tasks import Batch
 
 EVALUATED_SPLITS = ("val", "test")
@@ -61,7 +61,7 @@ def evaluate(
         return done
     started = time.time()
     prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
-    split = load_split(root, prepared, POLICY, bound.run.seed)
+    split = load_split(root, prepared, bound.run.dataset.split, bound.run.seed)
     size = bound.run.settings.train.val_batch_size
     data = {name: SplitData(prepared, split.rows(name), device) for name in EVALUATED_SPLITS}
     total = len(bound.run.stages) * sum(-(-len(rows) // size) for rows in data.values())

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from btinet.analysis.runs import SETTING
 from btinet.evaluation.schema import LEVELS
@@ -46,6 +47,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 NOT_CURVES = ("run_id", "stage", "epoch")
+HISTOGRAM_BINS = 24
 FIRST_CURVES = ("val_", "train_")
 """Curves are shown in the order of these prefixes, then the rest."""
 
@@ -90,6 +92,28 @@ def training_curves(epochs: pa.Table, runs: pa.Table) -> list[tuple[str, Markup]
             title = " · ".join(setting)
             figures.append((title, _curves(history, run_ids, curves, title, f"curves{number}")))
     return figures
+
+
+def histograms(groups: dict[str, NDArray[np.floating]], quantity: str, name: str) -> Markup | None:
+    """A panel per group, over the same bins, as shares of the group; None where there is nothing to count.
+
+    Args:
+        groups: title of a panel -> values [n].
+        quantity: what the values are.
+        name: of the figure within its page.
+    """
+    shown = {title: values for title, values in groups.items() if len(values)}
+    if not shown:
+        return None
+    bins = np.histogram_bin_edges(np.concatenate(list(shown.values())), HISTOGRAM_BINS).tolist()
+    columns = min(4, len(shown))
+    with _figure(columns, -(-len(shown) // columns), panel=(2.75, 1.9)) as (figure, axes):
+        for axis, (title, values) in zip(axes, shown.items(), strict=False):
+            axis.hist(values, bins, weights=np.full(len(values), 100 / len(values)), color=COLOURS[0])
+            axis.set_title(f"{title} ({len(values):,})", loc="left")
+            axis.set_ylabel("% of images")
+        figure.supxlabel(quantity, fontsize=10)
+        return _svg(figure, name, f"Histogram by class: {quantity}")
 
 
 def _curves(history: pa.Table, run_ids: dict[int, str], curves: list[str], title: str, name: str) -> Markup:

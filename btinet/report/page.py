@@ -6,14 +6,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from btinet.errors import InputError
 from btinet.report import figures, tables
+from btinet.report.templates import render_template
 from btinet.storage import Storage
 
 
-def render(experiment: str, analysis: dict[str, pa.Table], epochs: pa.Table | None, provenance: dict[str, str]) -> str:
+def render(
+    experiment: str,
+    analysis: dict[str, pa.Table],
+    epochs: pa.Table | None,
+    provenance: dict[str, str],
+    datasets: dict[str, str],
+) -> str:
     """The report as one HTML document without outside resources; the same input gives the same bytes.
 
     Args:
@@ -21,17 +27,12 @@ def render(experiment: str, analysis: dict[str, pa.Table], epochs: pa.Table | No
         analysis: tables as :func:`btinet.analysis.analyse` names them.
         epochs: a row per (run_id, stage, epoch); every other numeric column becomes a training curve.
         provenance: what else to say about where the numbers come from, e.g. the prepared datasets' hashes.
+        datasets: name of a dataset -> address of its page, relative to this one.
     """
     runs = analysis["segmentation_runs"]
     printed = tables.printed_values(analysis["comparison"])
-    environment = Environment(
-        loader=PackageLoader("btinet.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "page.html.j2",
         experiment=experiment,
         facts=_facts(runs),
         summary=tables.summary(analysis["segmentation"], analysis["classification"], printed),
@@ -45,10 +46,17 @@ def render(experiment: str, analysis: dict[str, pa.Table], epochs: pa.Table | No
         curves=figures.training_curves(epochs, runs) if epochs is not None else [],
         runs=tables.runs(runs, analysis["classification_runs"]),
         provenance=provenance,
+        datasets=datasets,
     )
 
 
-def write(storage_root: Storage, experiment: str, epochs: pa.Table | None, provenance: dict[str, str]) -> Storage:
+def write(
+    storage_root: Storage,
+    experiment: str,
+    epochs: pa.Table | None,
+    provenance: dict[str, str],
+    datasets: dict[str, str],
+) -> Storage:
     """Render ``analysis/<experiment>/*.parquet`` to ``report/<experiment>/index.html``, which is returned.
 
     Raises:
@@ -60,7 +68,7 @@ def write(storage_root: Storage, experiment: str, epochs: pa.Table | None, prove
         raise InputError(f"{folder}: no analysis of experiment {experiment!r}; analyse it first")
     analysis = {file.name.removesuffix(".parquet"): file.read_table() for file in files}
     page = storage_root / "report" / experiment / "index.html"
-    page.write_text(render(experiment, analysis, epochs, provenance))
+    page.write_text(render(experiment, analysis, epochs, provenance, datasets))
     return page
 
 

@@ -28,7 +28,6 @@ from btinet.training.data import SplitData
 from btinet.training.loop import Progress, Row, Trained, fit
 from btinet.training.tasks import Stage1Task, Stage2Task, Task
 
-POLICY = "paper"
 MODEL_FILE = "model.safetensors"
 
 
@@ -104,7 +103,7 @@ def train_stage(
         (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
 
     prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
-    split = load_split(root, prepared, POLICY, bound.run.seed)
+    split = load_split(root, prepared, bound.run.dataset.split, bound.run.seed)
     train, val = (SplitData(prepared, split.rows(name), device) for name in ("train", "val"))
     if len(train) < settings.train.batch_size:
         raise InputError(

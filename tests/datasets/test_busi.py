@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from btinet.config import DatasetSettings
+from btinet.datasets.archive import pack
 from btinet.datasets.busi import BusiReader
 from btinet.datasets.prepare import prepare
 from btinet.datasets.prepared import open_prepared
 from btinet.datasets.registry import open_reader
+from btinet.datasets.sample import Check, SampleError
 from btinet.datasets.splits import load_split
 from btinet.errors import InputError
 from btinet.storage import Storage
@@ -49,13 +51,13 @@ def make_tree(root: Path, count: int = 4, reverse: bool = False) -> Path:
 
 
 def load(root: Path, sample_id: str) -> tuple[np.ndarray, np.ndarray]:
-    reader = BusiReader(root)
+    reader = BusiReader(Storage(str(root)))
     return reader.load(next(sample for sample in reader.samples() if sample.sample_id == sample_id))
 
 
 def test_samples_are_sorted_with_labels_in_class_order(tmp_path: Path) -> None:
     make_tree(tmp_path, count=11)
-    samples = BusiReader(tmp_path).samples()
+    samples = BusiReader(Storage(str(tmp_path))).samples()
     assert [s.sample_id for s in samples] == sorted(s.sample_id for s in samples)
     assert samples[1].sample_id == "benign (10)"
     assert samples[1].source == "benign/benign (10).png"
@@ -69,7 +71,9 @@ def test_samples_are_sorted_with_labels_in_class_order(tmp_path: Path) -> None:
 
 def test_root_may_be_the_official_folder_or_its_parent(tmp_path: Path) -> None:
     folder = make_tree(tmp_path)
-    assert [s.sample_id for s in BusiReader(folder).samples()] == [s.sample_id for s in BusiReader(tmp_path).samples()]
+    assert [s.sample_id for s in BusiReader(Storage(str(folder))).samples()] == [
+        s.sample_id for s in BusiReader(Storage(str(tmp_path))).samples()
+    ]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -161,13 +165,13 @@ def test_every_fault_is_reported_at_once_and_nothing_published(tmp_path: Path) -
     expected = [
         ("benign (1).png", "has no mask file"),
         ("benign (2).png", "cannot be decoded"),
-        ("benign (3).png", "cannot be decoded"),
+        ("benign (3).png", "is not an image"),
         ("benign (4)_mask.png", "mask is 48x39 but its image is 48x40"),
-        ("benign (5)_mask.png", "no pixel of the lesion is marked"),
+        ("benign (5).png", "no pixel of the lesion is marked"),
         ("benign (6).png", "pixels are not supported"),
         ("malignant (1)_mask.png", "mask without image"),
         ("copy of malignant (2).png", "not a name of the official layout"),
-        ("normal", "class folder is missing"),
+        ("class normal", "has no usable image"),
     ]
     lines = message.splitlines()
     assert f"{len(expected)} problem(s)" in lines[0]
@@ -178,10 +182,33 @@ def test_every_fault_is_reported_at_once_and_nothing_published(tmp_path: Path) -
 
 
 def test_a_lesion_marked_in_a_normal_image_is_a_fault(tmp_path: Path) -> None:
-    folder = make_tree(tmp_path)
+    folder = make_tree(tmp_path, count=8)
     write(folder / "normal" / "normal (1)_mask.png", box(1, 1))
-    with pytest.raises(InputError, match="normal image has a lesion"):
-        load(tmp_path, "normal (1)")
+    settings = DatasetSettings(name="busi", root=str(tmp_path))
+    with pytest.raises(InputError, match=r"normal \(1\).png: a lesion is marked, and class normal has none"):
+        prepare(settings, 32, Storage(str(tmp_path / "store")))
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ([0, 1, 1, 0], [0, 1, 1, 0]),  # masks of 0 and 1
+        ([0, 255, 250, 3], [0, 1, 1, 0]),  # JPEG noise
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_mask_values(tmp_path: Path, levels: list[int], expected: list[int]) -> None:
+    folder = make_tree(tmp_path)
+    write(folder / "benign" / "benign (1)_mask.png", np.tile(np.array(levels, np.uint8), (HEIGHT, WIDTH // 4)))
+    np.testing.assert_array_equal(load(tmp_path, "benign (1)")[1], np.tile(expected, (HEIGHT, WIDTH // 4)))
+
+
+def test_a_grey_mask_is_a_fault(tmp_path: Path) -> None:
+    folder = make_tree(tmp_path)
+    write(folder / "benign" / "benign (1)_mask.png", grey(3))
+    with pytest.raises(SampleError, match=r"\(1\)_mask.png: mask is not binary: 7\d% of its pixels") as caught:
+        load(tmp_path, "benign (1)")
+    assert caught.value.finding.check == Check.NON_BINARY_MASK
 
 
 def test_the_order_of_files_on_disk_does_not_matter(tmp_path: Path) -> None:
@@ -217,9 +244,26 @@ def test_a_missing_root_tells_the_remedy(tmp_path: Path, monkeypatch: pytest.Mon
         open_reader(DatasetSettings(name="busi", root=str(tmp_path)))
 
 
-def test_an_unknown_dataset_is_refused() -> None:
-    with pytest.raises(InputError, match=r"datasets\.name: 'bussi' is unknown; choose from busi, phantom"):
-        open_reader(DatasetSettings(name="bussi"))
+def test_an_unknown_dataset_is_looked_for_as_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dataset 'bussi'[^$]*manifest\.csv"):
+        open_reader(DatasetSettings(name="bussi"), str(tmp_path))
+
+
+def test_a_dataset_packed_into_one_file(tmp_path: Path) -> None:
+    make_tree(tmp_path / "official", count=8)
+    reversed_tree = make_tree(tmp_path / "reversed", count=8, reverse=True)
+    os.utime(reversed_tree / "benign" / "benign (1).png", (1, 1))
+    packed = tmp_path / "raw" / "busi.tar"
+    pack(tmp_path / "official", packed)
+    pack(tmp_path / "reversed", tmp_path / "again.tar")
+    assert packed.read_bytes() == (tmp_path / "again.tar").read_bytes()
+    plain, from_file = (
+        prepare(
+            DatasetSettings(name="busi"), 32, Storage(str(tmp_path / f"store-{name}")), str(tmp_path / name)
+        ).manifest
+        for name in ("official", "raw")
+    )
+    assert from_file.files == plain.files
 
 
 @pytest.mark.real_data
@@ -231,7 +275,7 @@ def test_real_busi(tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
 
-    samples = BusiReader(tmp_path).samples()
+    samples = BusiReader(Storage(str(tmp_path))).samples()
     assert sum(len(s.files) > 2 for s in samples) == 17
     assert sum(len(s.files) - 1 for s in samples) == 798
 

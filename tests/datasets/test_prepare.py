@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch.nn.functional as F
 
 from btinet.config import DatasetSettings
 from btinet.datasets import prepare as module
+from btinet.datasets.examine import map_in_order
 from btinet.datasets.prepare import choose_subset, prepare, resize_image, resize_mask
-from btinet.datasets.prepared import SAMPLES, open_prepared, read_manifest, store_folder
+from btinet.datasets.prepared import SAMPLES, Manifest, open_prepared, read_manifest, store_folder
 from btinet.datasets.registry import READERS
-from btinet.datasets.sample import Sample
+from btinet.datasets.sample import Check, Finding, Pixels, Sample, SampleError
 from btinet.errors import InputError
-from btinet.storage import Storage
+from btinet.storage import Storage, cache_folder
 
 FAKE = DatasetSettings(name="fake")
 
@@ -26,6 +28,7 @@ class FakeReader:
     """Random images; sample i has its own size. Counts what is asked of it."""
 
     classes = ("a", "b")
+    healthy = frozenset({"a"})
     origin = "memory"
 
     def __init__(self, count: int, broken: tuple[int, ...] = (), change: int = -1) -> None:
@@ -36,20 +39,20 @@ class FakeReader:
         changed = f"{self.change}" if self.change >= 0 else ""
         return [Sample(f"s{i:05d}", i % 2, f"g{i // 3}", f"{i}-{changed}", ()) for i in range(self.count)]
 
-    def problems(self) -> list[str]:
+    def findings(self) -> list[Finding]:
         return []
 
-    def load(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, sample: Sample) -> Pixels:
         self.loads += 1
         index = int(sample.sample_id[1:])
         if index in self.broken:
-            raise InputError(f"{sample.sample_id}: broken: mend it")
+            raise SampleError(Check.UNREADABLE, sample.sample_id, "broken: mend it")
         rng = np.random.default_rng(index)
         shape = (20 + index % 7, 30)
         image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
         if index == self.change:
             image[0, 0] ^= 255
-        return image, (rng.random(shape) < 0.5 * (index % 2)).astype(np.uint8)
+        return Pixels(image, (rng.random(shape) < 0.5 * (index % 2)).astype(np.uint8))
 
 
 def use(monkeypatch: pytest.MonkeyPatch, reader: FakeReader) -> FakeReader:
@@ -70,7 +73,11 @@ def test_the_store_holds_what_the_reader_gave(monkeypatch: pytest.MonkeyPatch, s
     manifest, reused = prepare(FAKE, 32, store, on_progress=lambda *step: steps.append(step))
     assert not reused
     assert steps == [(done, 50) for done in range(1, 51)]
-    assert sorted(manifest.files) == [*(f"part-0000{n}.arrow" for n in range(3)), "samples.parquet"]
+    assert sorted(manifest.files) == [
+        "duplicates.parquet",
+        *(f"part-0000{n}.arrow" for n in range(3)),
+        "samples.parquet",
+    ]
     assert manifest.class_counts == {"a": 25, "b": 25}
     assert manifest.count == 50
 
@@ -92,11 +99,14 @@ def test_the_store_holds_what_the_reader_gave(monkeypatch: pytest.MonkeyPatch, s
                 "sample_id": f"s{row:05d}",
                 "group_id": f"g{row // 3}",
                 "label": row % 2,
+                "split": None,
                 "has_mask": bool(row % 2),
                 "gt_area": int(masks[position].sum()),
                 "source": f"{row}-",
                 "source_height": image.shape[0],
                 "source_width": 30,
+                "intensity_mean": pytest.approx(images[position].double().mean().item(), rel=1e-6),
+                "intensity_std": pytest.approx(images[position].double().std(correction=0).item(), rel=1e-6),
             }
         ]
 
@@ -176,8 +186,9 @@ def test_at_most_fifty_problems_are_listed(monkeypatch: pytest.MonkeyPatch, stor
     lines = str(caught.value).splitlines()
     assert len(lines) == 52
     assert "s00010: broken: mend it" in lines[1]
-    assert lines[-1].strip() == "and 15 more"
+    assert lines[-1].strip().startswith("and 15 more; `btinet data audit`")
     assert not store.exists()
+    assert list((cache_folder() / "preparing").glob("*/")) == []
 
 
 def test_samples_are_decoded_as_they_are_taken() -> None:
@@ -188,10 +199,60 @@ def test_samples_are_decoded_as_they_are_taken() -> None:
         taken.append(item)
         return item * 2
 
-    results = module._map_in_order(decode, iter(range(1000)))
+    results = map_in_order(decode, iter(range(1000)))
     assert [next(results) for _ in range(5)] == [0, 2, 4, 6, 8]
-    assert len(taken) <= 5 + 2 * 8
+    assert len(taken) <= 5 + 4 * 8
     assert list(results) == [2 * item for item in range(5, 1000)]
+
+
+def test_an_interrupted_preparation_goes_on(monkeypatch: pytest.MonkeyPatch, store: Storage, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 20)
+    whole = prepare_elsewhere(monkeypatch, tmp_path)
+    reader = use(monkeypatch, FakeReader(50))
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 45:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(FAKE, 32, store, on_progress=interrupt)
+    reader.loads = 0
+    steps: list[int] = []
+    manifest, _ = prepare(FAKE, 32, store, on_progress=lambda done, total: steps.append(done))
+    assert reader.loads == 10  # of the last part
+    assert steps == [20, 40, *range(41, 51)]
+    assert manifest.files == whole.files
+    assert manifest.hash == whole.hash
+    assert list((cache_folder() / "preparing").glob("*/")) == []
+
+
+def prepare_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Manifest:
+    with monkeypatch.context() as patch:
+        use(patch, FakeReader(50))
+        return prepare(FAKE, 32, Storage(str(tmp_path / "elsewhere"))).manifest
+
+
+def test_duplicates_are_part_of_the_store(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    reader = use(monkeypatch, FakeReader(10))
+    load = reader.load
+
+    def load_twice(sample: Sample) -> Pixels:
+        same = {"s00007": "s00003"}.get(sample.sample_id, sample.sample_id)
+        return load(replace(sample, sample_id=same))
+
+    monkeypatch.setattr(reader, "load", load_twice)
+    prepared = open_prepared(store, "fake", prepare(FAKE, 32, store).manifest.hash)
+    assert prepared.duplicates.to_pylist() == [{"a": "s00003", "b": "s00007", "similarity": 1.0, "exact": True}]
+
+
+def test_faults_that_only_show_over_all_samples_are_refused(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    reader = use(monkeypatch, FakeReader(10))
+    monkeypatch.setattr(reader, "healthy", frozenset())
+    with pytest.raises(InputError, match="5 problem") as caught:
+        prepare(FAKE, 32, store)
+    assert "0-: no pixel of the lesion is marked, and class a has lesions" in str(caught.value)
+    monkeypatch.setattr(reader, "healthy", None)  # seen from the masks
+    assert prepare(FAKE, 32, store).manifest.count == 10
 
 
 def test_a_bug_in_a_reader_is_not_taken_for_bad_input(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
@@ -215,7 +276,7 @@ def test_a_half_written_store_is_never_read(monkeypatch: pytest.MonkeyPatch, sto
         with pytest.raises(OSError, match="disk full"):
             prepare(FAKE, 32, store)
     (folder,) = (store / "datasets/fake").children()
-    assert [file.name for file in folder.children()] == ["part-00000.arrow"]
+    assert [file.name for file in folder.children()] == ["duplicates.parquet", "part-00000.arrow"]
     with pytest.raises(InputError, match="btinet prepare"):
         open_prepared(store, "fake", folder.name)
     manifest, reused = prepare(FAKE, 32, store)
@@ -274,7 +335,11 @@ def test_a_remote_store_is_read_through_the_cache(
         opened = list(pool.map(lambda _: open_prepared(store, "fake", manifest.hash), range(4)))
     assert all(torch.equal(prepared.images(rows), expected) for prepared in opened)
     cache = tmp_path / "cache" / "datasets" / "fake" / manifest.hash
-    assert sorted(file.name for file in cache.iterdir()) == ["part-00000.arrow", "samples.parquet"]
+    assert sorted(file.name for file in cache.iterdir()) == [
+        "duplicates.parquet",
+        "part-00000.arrow",
+        "samples.parquet",
+    ]
 
     downloads: list[str] = []
     download = Storage.download

@@ -71,7 +71,7 @@ def tables():
 @pytest.fixture(scope="module")
 def page(tables):
     epochs = history(tables["segmentation_runs"]["run_id"].to_pylist())
-    return render("demo", tables, epochs, {"Prepared busi": "sha256:feed"})
+    return render("demo", tables, epochs, {"Prepared busi": "sha256:feed"}, {"busi": "dataset-busi.html"})
 
 
 class Outline(HTMLParser):
@@ -157,20 +157,22 @@ def test_figures(page):
 
 def test_stands_alone(page):
     assert "http" not in page
-    assert not re.search(r"(src|href)=\"(?!#)", page)
+    assert set(re.findall(r"(?:src|href)=\"([^#\"][^\"]*)", page)) == {"dataset-busi.html"}  # lies beside it
     assert "@import" not in page
 
 
 def test_the_same_input_gives_the_same_bytes(page, tables):
     epochs = history(tables["segmentation_runs"]["run_id"].to_pylist())
-    assert render("demo", tables, epochs, {"Prepared busi": "sha256:feed"}) == page
+    assert render("demo", tables, epochs, {"Prepared busi": "sha256:feed"}, {"busi": "dataset-busi.html"}) == page
 
 
 def test_hostile_names_are_text(tables):
     evil = '<script>alert("x")</script>$\\frac$'
     runs = tables["segmentation_runs"]
     renamed = runs.set_column(runs.column_names.index("variant"), "variant", pa.array([evil] * len(runs)))
-    page = render(evil, tables | {"segmentation_runs": renamed}, history(runs["run_id"].to_pylist()), {evil: evil})
+    page = render(
+        evil, tables | {"segmentation_runs": renamed}, history(runs["run_id"].to_pylist()), {evil: evil}, {evil: evil}
+    )
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
@@ -178,7 +180,7 @@ def test_hostile_names_are_text(tables):
 def test_without_history_or_anything_of_the_paper():
     rows = predictions()
     only_unet = rows.filter(pa.compute.equal(rows["method"], "unet"))
-    page = render("demo", analyse(only_unet), None, {})
+    page = render("demo", analyse(only_unet), None, {}, {})
     assert "No training history was given." in page
     assert "The paper has no numbers" in page
     assert "<svg" not in page
@@ -189,8 +191,8 @@ def test_write_reads_the_analysis_from_storage(tmp_path, tables):
     root = Storage(str(tmp_path))
     for name, table in tables.items():
         (root / "analysis" / "demo" / f"{name}.parquet").write_table(table)
-    page = write(root, "demo", None, {})
+    page = write(root, "demo", None, {}, {})
     assert page.path == str(tmp_path / "report/demo/index.html")
-    assert page.read_bytes().decode() == render("demo", tables, None, {})
+    assert page.read_bytes().decode() == render("demo", tables, None, {}, {})
     with pytest.raises(InputError, match="no analysis of experiment 'other'"):
-        write(root, "other", None, {})
+        write(root, "other", None, {}, {})

@@ -24,7 +24,7 @@ from btinet.models.registry import build
 from btinet.storage import Storage
 from btinet.training.data import SplitData
 from btinet.training.loop import Progress
-from btinet.training.stage import POLICY, stage_folder, train_stage
+from btinet.training.stage import stage_folder, train_stage
 from btinet.training.tasks import Stage1Task, Stage2Task, Task
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ class Bench(NamedTuple):
 
     def data(self, split: str) -> SplitData:
         prepared = self.prepared()
-        return SplitData(prepared, load_split(self.root, prepared, POLICY, SEED).rows(split), CPU)
+        return SplitData(prepared, load_split(self.root, prepared, "paper", SEED).rows(split), CPU)
 
     def task(self, stage: int) -> Task:
         """An untrained model's task."""

@@ -1,0 +1,19 @@
+"""The pages' templates, all with one look (style.html.j2) and one way to lay out a table (table.html.j2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render_template(name: str, **values: Any) -> str:
+    """The page that the template ``name`` makes of these values; text in them is escaped."""
+    environment = Environment(
+        loader=PackageLoader("btinet.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(values)
