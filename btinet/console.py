@@ -13,10 +13,10 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @contextmanager
 def bar(title: str, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; gives the function to tell it how much is done, and of how much."""
+    """A progress bar, on a terminal; gives the function to tell it how much is done, and of how much."""
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
 
         def show(done: int, total: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -9,14 +11,16 @@ import typer
 from rich import box
 from rich.table import Table
 
-from btinet.binding import open_storage, prepare_dataset
+from btinet.binding import open_storage
 from btinet.config import DatasetSettings, SplitPolicy, load_experiment
 from btinet.console import bar, console
 from btinet.datasets import audit as audits
 from btinet.datasets.archive import pack as pack_folder
 from btinet.datasets.fetch import RELEASES
 from btinet.datasets.fetch import fetch as fetch_release
+from btinet.datasets.folder import TABLES, FolderReader
 from btinet.datasets.folder import init as init_folder
+from btinet.datasets.prepare import prepare
 from btinet.datasets.prepared import open_prepared
 from btinet.datasets.registry import READERS, open_reader
 from btinet.datasets.splits import SPLITS, load_split, moved, torn
@@ -26,8 +30,10 @@ from btinet.storage import Storage
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Datasets before an experiment: fetch an official release or start a folder of your own (init), find what is "
-    "wrong with it (audit), and see how it is split.",
+    help="Datasets before an experiment: get an official release (fetch) or start a folder of your own (init), find "
+    "what is wrong with it (audit), make one file of it for DVC (pack), and see how it is split (split).\n\n"
+    "For example: `btinet data fetch brisc2025`, then `btinet data audit brisc2025 --data-root data/raw`; or "
+    "`btinet data init my-images`, then `btinet data audit my-images`.",
 )
 
 DataRoot = Annotated[
@@ -56,22 +62,41 @@ def fetch(
         fetched = fetch_release(
             name, to, archives=archive or (), mirror=mirror, progress=lambda done, total, file: show(done, total)
         )
-    console.print(f"{name}: {'laid out in' if fetched else 'was there already:'} {to}")
-    console.print(f"next: btinet data audit {name} --data-root {to}", markup=False)
+    console.print(f"{name}: {'laid out in' if fetched else 'was there already:'} {to}", markup=False)
+    console.print(f"next: btinet data audit {name} --data-root {shlex.quote(str(to))}", markup=False)
 
 
 @app.command()
 def init(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder or s3:// URL for images of your own.")],
 ) -> None:
-    """Start a dataset of your own in a folder, or check the one that is there; explains the convention."""
-    typer.echo(init_folder(Storage(folder)))
+    """Start a dataset of your own in a folder, or check the one that is there; explains the convention.
+
+    A table has a row an image: manifest.csv with the columns image, label, mask, group and split, the first and third
+    of them paths within the folder; or labels.csv with image and label, the images in images/ and their masks, of the
+    same names, in masks/. Nothing that is there is changed.
+
+    Ends with status 1 if the table or the files it names have an error.
+    """
+    root = Storage(folder)
+    if root.name.lower() in READERS:
+        raise InputError(
+            f"{folder}: {root.name.lower()!r} is the name of a dataset whose official layout is read, not that of a "
+            "folder of your own: rename the folder"
+        )
+    is_started = any((root / table).exists() for table in TABLES)
+    typer.echo(init_folder(root))
+    if is_started and any(finding.severity == "error" for finding in FolderReader(root, root.name).findings()):
+        raise typer.Exit(1)
 
 
 @app.command()
 def audit(
     dataset: Annotated[
-        str, typer.Argument(metavar="NAME|DIR", help=f"{', '.join(READERS)}, or a folder of your own images.")
+        str,
+        typer.Argument(
+            metavar="NAME|DIR", help=f"{', '.join(READERS)}, a folder of your own images, or its name below DATA_ROOT."
+        ),
     ],
     data_root: DataRoot = None,
     output: Annotated[
@@ -86,13 +111,7 @@ def audit(
 
     Ends with status 1 if there is an error, that is something that keeps the dataset from being prepared.
     """
-    if dataset in READERS:
-        settings = DatasetSettings(name=dataset)
-    else:
-        folder = Storage(dataset)
-        if not folder.exists():
-            raise InputError(f"{dataset}: neither a dataset ({', '.join(READERS)}) nor a folder")
-        settings = DatasetSettings.model_construct(name=folder.name, root=dataset, max_samples=None, split=split)
+    settings = _audited(dataset, data_root)
     reader = open_reader(settings, data_root)
     with bar(f"auditing {settings.name}") as show:
         audited = audits.audit(settings.name, reader, split, seed, show)
@@ -102,7 +121,27 @@ def audit(
     console.print(audits.summary(audited))
     console.print(f"page {page}\nParquet {target}", markup=False)
     if audited.has_errors:
+        console.print("next: mend the errors, as an experiment would be refused, and audit again", markup=False)
         raise typer.Exit(1)
+    if isinstance(reader, FolderReader):
+        how = f"an experiment on it, as `btinet data init {shlex.quote(reader.origin)}` writes it"
+    else:
+        how = f"an experiment with datasets: [{{name: {settings.name}}}], for `btinet prepare -e FILE`"
+    console.print(f"next: look at the page, then {how}", markup=False)
+
+
+def _audited(dataset: str, data_root: str | None) -> DatasetSettings:
+    """The dataset that an argument names: a known one, a folder, or a folder or archive below the data root."""
+    if dataset in READERS:
+        return DatasetSettings(name=dataset)
+    folder = Storage(dataset)
+    if folder.exists():
+        return DatasetSettings.model_construct(name=folder.name, root=dataset)
+    given = data_root or os.environ.get("BTINET_DATA_ROOT")
+    if given and any((Storage(given) / file).exists() for file in (dataset, f"{dataset}.tar")):
+        return DatasetSettings.model_construct(name=dataset)
+    known = ", ".join(READERS)
+    raise InputError(f"{dataset}: neither a dataset ({known}) nor a folder{f', nor is it in {given}' if given else ''}")
 
 
 @app.command()
@@ -114,11 +153,12 @@ def pack(
 
     An experiment finds the dataset NAME in `data_root` as a folder or as NAME.tar.
     """
+    if archive.suffix != ".tar":
+        raise InputError(f"{archive}: an experiment looks for NAME.tar: give the file a name that ends in .tar")
     with bar(f"packing {folder}") as show:
         pack_folder(folder, archive, show)
-    console.print(
-        f"{archive}: {archive.stat().st_size / 1e6:.1f} MB; next: dvc add {archive} && dvc push", markup=False
-    )
+    console.print(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB", markup=False)
+    console.print(f"next: dvc add {shlex.quote(str(archive))} && dvc push", markup=False)
 
 
 @app.command()
@@ -138,9 +178,10 @@ def split(
     A group or a cluster of duplicates that is torn apart is trained on and tested on.
     """
     settings = load_experiment(experiment, data_root=data_root).with_storage(storage, endpoint)
+    chosen, image_size = settings.dataset(dataset), settings.settings(dataset, "full").image_size
     root = open_storage(settings)
-    with bar(f"preparing {dataset}") as show:
-        manifest = prepare_dataset(settings, settings.dataset(dataset), root, show).manifest
+    with bar(f"preparing {dataset}") as show:  # not by the experiment's own policy, which may not fit
+        manifest = prepare(chosen, image_size, root, settings.data_root, show).manifest
     prepared = open_prepared(root, dataset, manifest.hash)
     table = Table(title=f"{dataset} {manifest.hash}, seed {seed}", box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
@@ -150,6 +191,8 @@ def split(
         try:
             drawn = load_split(root, prepared, name, seed)
         except InputError as error:
+            if policy is not None:
+                raise
             console.print(f"{name}: {error}", markup=False)
             continue
         counts = [f"{len(drawn.rows(part)):,}" for part in SPLITS]

@@ -12,7 +12,7 @@ import yaml
 
 from btinet.analysis.runs import RUN, SETTING
 
-PAPER_DATASETS = {"busi": "BUSI", "ham10000": "HAM", "brisc": "BRISC"}
+PAPER_DATASETS = {"busi": "BUSI", "ham10000": "HAM", "brisc2025": "BRISC"}
 """Our name of a dataset -> its key in reference.yaml."""
 
 TABLE_A18 = {"n": "n", "accuracy": "acc", "precision": "precision", "recall": "recall", "f1": "f1"}
@@ -26,7 +26,7 @@ CAVEATS = {
     ("A18", "ham10000", "n"): IMAGE_LEVEL_SPLIT,
     ("A18", "ham10000", "accuracy"): "the paper's Table A15 implies 77.8 on the lesion-wise split",
     **{
-        ("3", "brisc", f"{detector} {metric}"): "the paper counts the 860 images with a tumour only"
+        ("3", "brisc2025", f"{detector} {metric}"): "the paper counts the 860 images with a tumour only"
         for detector in TABLE3_DETECTORS
         for metric in DETECTION
     },
