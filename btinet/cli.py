@@ -90,7 +90,8 @@ def prepare(
     ] = None,
 ) -> None:
     """Decode datasets once into large files addressed by their content, and draw their splits."""
-    settings, root = _open(experiment, storage, endpoint, data_root)
+    settings = load_experiment(experiment, data_root=data_root).with_storage(storage, endpoint)
+    root = open_storage(settings)
     chosen = [entry for entry in settings.datasets if dataset in (None, entry.name)]
     if not chosen:
         raise InputError(f"experiment {settings.name!r} has no dataset {dataset!r}")
@@ -100,7 +101,7 @@ def prepare(
         with bar(f"preparing {entry.name}") as show:
             result = prepare_dataset(settings, entry, root, show)
         manifest = result.manifest
-        counts = ", ".join(f"{name} {count}" for name, count in manifest.class_counts.items())
+        counts = ", ".join(f"{name} {manifest.class_counts[name]}" for name in manifest.classes)
         console.print(
             f"{entry.name}: {'prepared before' if result.reused else 'prepared'}: {manifest.count} samples ({counts}) "
             f"at {manifest.image_size} px, hash {manifest.hash}"
@@ -210,6 +211,8 @@ def analyse(
         for name, table in results.tables.items():
             _write_csv(table, export / f"{name}.csv")
         results.report.download(export / "report.html")
+        for page in results.datasets:
+            page.download(export / page.name)
 
 
 def main() -> None:

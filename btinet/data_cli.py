@@ -123,7 +123,7 @@ def audit(
     if audited.has_errors:
         console.print("next: mend the errors, as an experiment would be refused, and audit again", markup=False)
         raise typer.Exit(1)
-    if isinstance(reader, FolderReader):
+    if isinstance(reader, FolderReader) and settings.root:
         how = f"an experiment on it, as `btinet data init {shlex.quote(reader.origin)}` writes it"
     else:
         how = f"an experiment with datasets: [{{name: {settings.name}}}], for `btinet prepare -e FILE`"
@@ -134,11 +134,12 @@ def _audited(dataset: str, data_root: str | None) -> DatasetSettings:
     """The dataset that an argument names: a known one, a folder, or a folder or archive below the data root."""
     if dataset in READERS:
         return DatasetSettings(name=dataset)
-    folder = Storage(dataset)
-    if folder.exists():
-        return DatasetSettings.model_construct(name=folder.name, root=dataset)
     given = data_root or os.environ.get("BTINET_DATA_ROOT")
-    if given and any((Storage(given) / file).exists() for file in (dataset, f"{dataset}.tar")):
+    is_below = bool(given) and any((Storage(str(given)) / file).exists() for file in (dataset, f"{dataset}.tar"))
+    folder = Storage(dataset)
+    if folder.exists() and not (data_root and is_below):
+        return DatasetSettings.model_construct(name=folder.name, root=dataset)
+    if is_below:
         return DatasetSettings.model_construct(name=dataset)
     known = ", ".join(READERS)
     raise InputError(f"{dataset}: neither a dataset ({known}) nor a folder{f', nor is it in {given}' if given else ''}")

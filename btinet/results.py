@@ -32,6 +32,8 @@ class Results(NamedTuple):
     """Folder below which each run's predictions lie."""
     report: Storage
     """The HTML page."""
+    datasets: list[Storage]
+    """The pages about the prepared datasets, beside the report, which links them."""
 
 
 def publish_results(experiment: Experiment, bounds: list[BoundRun], root: Storage) -> Results:
@@ -56,11 +58,13 @@ def publish_results(experiment: Experiment, bounds: list[BoundRun], root: Storag
         "Splits": ", ".join(sorted({bound.split for bound in bounds})),
         "Runs": ", ".join(bound.run_id for bound in bounds),
     }
-    pages = {}
-    for name, prepared in sorted({(bound.run.dataset.name, bound.prepared) for bound in bounds}):
-        pages[name] = _write_dataset_page(root, name, prepared, root / "report" / experiment.name).name
-    report = write(root, experiment.name, pa.concat_tables(histories, promote_options="default"), provenance, pages)
-    return Results(tables, folder, root / "results" / "predictions", report)
+    pages = {
+        name: _write_dataset_page(root, name, prepared, root / "report" / experiment.name)
+        for name, prepared in sorted({(bound.run.dataset.name, bound.prepared) for bound in bounds})
+    }
+    epochs = pa.concat_tables(histories, promote_options="default")
+    report = write(root, experiment.name, epochs, provenance, {name: page.name for name, page in pages.items()})
+    return Results(tables, folder, root / "results" / "predictions", report, list(pages.values()))
 
 
 def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage) -> Storage:

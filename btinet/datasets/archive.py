@@ -96,7 +96,7 @@ def pack(folder: Path, archive: Path, on_progress: Callable[[int, int], None] | 
     Raises:
         InputError: there is no such folder, or it holds no files.
     """
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.resolve() != archive.resolve()]
     files = {path.relative_to(folder).as_posix(): path for path in paths}
     files = {name: path for name, path in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
     if not files:

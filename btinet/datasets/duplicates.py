@@ -13,6 +13,7 @@ copies: only ids can join those.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -81,8 +82,8 @@ def fingerprint(image: NDArray[np.uint8]) -> bytes:
     """
     picture = Image.fromarray(image).convert("L")
     picture = picture.reduce(max(1, min(picture.size) // FINE))  # whole boxes of pixels: integers too, and fast
-    grey = np.asarray(picture).astype(np.int64)
-    total = _cell_sums(_cell_sums(grey, GRID).T, GRID).T
+    grey = np.asarray(picture).astype(np.float64)  # whole numbers below 2**53: their sums are exact in any order
+    total = (_cells(grey.shape[0]) @ grey @ _cells(grey.shape[1]).T).astype(np.int64)
     thumbnail = _divide(total, grey.size)
     deviation = 9 * thumbnail - _neighbourhood_sum(thumbnail)  # in ninths of a grey level
     spread = _neighbourhood_sum(np.abs(deviation))  # in 81sts
@@ -174,18 +175,16 @@ def clusters(
     return number[np.unique(component, return_inverse=True)[1]]
 
 
-def _cell_sums(pixels: NDArray[np.int64], cells: int) -> NDArray[np.int64]:
-    """Cut the first axis [H, W] into equal cells and sum: [cells, W], times ``cells``.
+@lru_cache
+def _cells(length: int) -> NDArray[np.float64]:
+    """[GRID, length]: how much of each pixel lies in each of GRID equal cells, in 1/GRID of a pixel.
 
-    Where a cell's edge falls within a pixel, the pixel counts by its share on either side. (Pillow's BOX takes
-    whole pixels, and which ones hangs on the last bit of a float.)
+    Where a cell's edge falls within a pixel, the pixel counts by its share on either side. (Pillow's BOX takes whole
+    pixels, and which ones hangs on the last bit of a float.)
     """
-    edges = np.arange(cells + 1) * len(pixels)
-    whole, part = edges // cells, edges % cells
-    padded = np.pad(pixels, ((0, 1), (0, 0)))
-    above = np.cumsum(padded, axis=0) - padded
-    above_edge = cells * above[whole] + part[:, None] * padded[whole]
-    return above_edge[1:] - above_edge[:-1]
+    start = np.arange(length) * GRID
+    edges = np.arange(GRID + 1)[:, None] * length
+    return np.clip(np.minimum(start + GRID, edges[1:]) - np.maximum(start, edges[:-1]), 0, None).astype(np.float64)
 
 
 def _neighbourhood_sum(values: NDArray[np.int64]) -> NDArray[np.int64]:

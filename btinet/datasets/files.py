@@ -53,6 +53,11 @@ def dataset_root(settings: DatasetSettings, data_root: str | None, remedy: str) 
             if not root.exists():
                 raise InputError(f"dataset {settings.name!r}: {field}: no such folder: {shown(root)}; {remedy}")
             archive = root / f"{settings.name}.tar"
+            if archive.exists() and (root / settings.name).exists():
+                raise InputError(
+                    f"dataset {settings.name!r}: {shown(root)} holds {archive.name} and a folder {settings.name}: "
+                    "keep the one that is meant"
+                )
             return _unpacked(archive) if archive.exists() else root
     raise InputError(f"dataset {settings.name!r}: none of {', '.join(given)} says where it is; {remedy}")
 

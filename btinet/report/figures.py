@@ -95,7 +95,7 @@ def training_curves(epochs: pa.Table, runs: pa.Table) -> list[tuple[str, Markup]
 
 
 def histograms(groups: dict[str, NDArray[np.floating]], quantity: str, name: str) -> Markup | None:
-    """A panel per group, over the same bins, as shares of the group; None where there is nothing to count.
+    """A panel per group, all over the same bins and on the same scale; None where there is nothing to count.
 
     Args:
         groups: title of a panel -> values [n].
@@ -105,14 +105,18 @@ def histograms(groups: dict[str, NDArray[np.floating]], quantity: str, name: str
     shown = {title: values for title, values in groups.items() if len(values)}
     if not shown:
         return None
-    bins = np.histogram_bin_edges(np.concatenate(list(shown.values())), HISTOGRAM_BINS).tolist()
+    bins = np.histogram_bin_edges(np.concatenate(list(shown.values())), HISTOGRAM_BINS)
+    shares = {title: np.histogram(values, bins)[0] * 100 / len(values) for title, values in shown.items()}
+    highest = max(share.max() for share in shares.values())
     columns = min(4, len(shown))
     with _figure(columns, -(-len(shown) // columns), panel=(2.75, 1.9)) as (figure, axes):
-        for axis, (title, values) in zip(axes, shown.items(), strict=False):
-            axis.hist(values, bins, weights=np.full(len(values), 100 / len(values)), color=COLOURS[0])
-            axis.set_title(f"{title} ({len(values):,})", loc="left")
-            axis.set_ylabel("% of images")
+        for axis, (title, share) in zip(axes, shares.items(), strict=False):
+            axis.stairs(share, bins, fill=True, color=COLOURS[0])
+            axis.set_xlim(bins[0], bins[-1])
+            axis.set_ylim(0, 1.05 * highest)
+            axis.set_title(f"{title} ({len(shown[title]):,})", loc="left")
         figure.supxlabel(quantity, fontsize=10)
+        figure.supylabel("% of the class's images", fontsize=10)
         return _svg(figure, name, f"Histogram by class: {quantity}")
 
 

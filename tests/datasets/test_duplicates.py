@@ -53,9 +53,13 @@ def test_one_bright_cell_by_hand() -> None:
     assert np.count_nonzero(cells) == 9
 
 
-def test_cells_that_cut_pixels_share_them() -> None:
-    assert module._cell_sums(np.array([[1], [2], [6]]), 2).tolist() == [[2 * (1 + 1)], [2 * (1 + 6)]]
-    assert module._cell_sums(np.array([[5], [7]]), 3).ravel().tolist() == [10, 5 + 7, 14]
+def test_cells_that_cut_pixels_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRID", 2)
+    module._cells.cache_clear()
+    assert module._cells(3).tolist() == [[2, 1, 0], [0, 1, 2]]  # in halves of a pixel
+    assert module._cells(1).tolist() == [[1], [1]]
+    assert module._cells(4).tolist() == [[2, 2, 0, 0], [0, 0, 2, 2]]
+    module._cells.cache_clear()
 
 
 def test_the_fingerprint_is_that_of_this_version() -> None:
