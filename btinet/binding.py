@@ -8,10 +8,10 @@ from pathlib import Path
 
 from btinet.config import BoundRun, DatasetSettings, Experiment, Run
 from btinet.datasets.prepare import Prepared, import_store, prepare
-from btinet.datasets.prepared import Manifest, open_prepared
+from btinet.datasets.prepared import open_prepared
 from btinet.datasets.splits import load_split, split_id
 from btinet.errors import InputError
-from btinet.models.registry import METHODS
+from btinet.models.registry import method_class
 from btinet.storage import Storage, file_sha256
 from btinet.training.stage import weights_file
 
@@ -30,8 +30,7 @@ def check_inputs(experiment: Experiment) -> None:
         InputError: naming the field and the remedy.
     """
     for method in experiment.methods:
-        if method not in METHODS:
-            raise InputError(f"methods: {method!r} is unknown; choose from {', '.join(METHODS)}")
+        method_class(method)
     _weights_path(experiment)
 
 
@@ -42,7 +41,7 @@ def prepare_dataset(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Prepare one dataset of the experiment and draw the splits of all its seeds."""
-    size = experiment.settings(dataset.name, "full").image_size
+    size = experiment.prepared_size(dataset.name)
     result = prepare(dataset, size, root, experiment.data_root, on_progress)
     prepared = open_prepared(root, dataset.name, result.manifest.hash)
     for seed in experiment.seeds:
@@ -65,7 +64,8 @@ def publish_weights(experiment: Experiment, root: Storage) -> str | None:
 def bind(run: Run, prepared_hash: str, weights_sha256: str | None) -> BoundRun:
     """Tie a run to its data and initial weights."""
     split = split_id(run.dataset.split, run.seed)
-    return BoundRun(run=run, prepared=prepared_hash, split=split, weights_sha256=weights_sha256)
+    weights = weights_sha256 if method_class(run.method).shares_encoder else None
+    return BoundRun(run=run, prepared=prepared_hash, split=split, weights_sha256=weights)
 
 
 def bind_one(experiment: Experiment, key: str, root: Storage, store: Path | None = None) -> BoundRun:
@@ -76,25 +76,39 @@ def bind_one(experiment: Experiment, key: str, root: Storage, store: Path | None
             dataset is prepared from its source, if that was not done yet.
     """
     run = experiment.run(key)
-    if store is not None:
-        manifest = import_store(store, root)
-        _check_store(manifest, run, store)
-    else:
-        manifest = prepare_dataset(experiment, run.dataset, root).manifest
-    return bind(run, manifest.hash, publish_weights(experiment, root))
+    return bind(run, _prepared_hash(experiment, run.dataset, root, store), publish_weights(experiment, root))
 
 
-def _check_store(manifest: Manifest, run: Run, store: Path) -> None:
+def bind_all(experiment: Experiment, root: Storage, stores: Path | None = None) -> list[BoundRun]:
+    """Bind every run of the experiment.
+
+    Args:
+        stores: folder with a prepared dataset per dataset name, see :func:`bind_one`.
+    """
+    hashes = {
+        dataset.name: _prepared_hash(experiment, dataset, root, stores and stores / dataset.name)
+        for dataset in experiment.datasets
+    }
+    weights = publish_weights(experiment, root)
+    return [bind(run, hashes[run.dataset.name], weights) for run in experiment.runs()]
+
+
+def _prepared_hash(experiment: Experiment, dataset: DatasetSettings, root: Storage, store: Path | None) -> str:
+    if store is None:
+        return prepare_dataset(experiment, dataset, root).manifest.hash
+    manifest = import_store(store, root)
     for field, found, wanted in (
-        ("name", manifest.name, run.dataset.name),
-        ("image_size", manifest.image_size, run.settings.image_size),
+        ("name", manifest.name, dataset.name),
+        ("image_size", manifest.image_size, experiment.prepared_size(dataset.name)),
     ):
         if found != wanted:
-            raise InputError(f"{store}: {field} is {found!r} but the run {run.key} needs {wanted!r}: prepare it again")
+            raise InputError(f"{store}: {field} is {found!r} but the experiment needs {wanted!r}: prepare it again")
+    return manifest.hash
 
 
 def _weights_path(experiment: Experiment) -> Path | None:
-    if not any(run.settings.model.pretrained for run in experiment.runs()):
+    runs = experiment.runs()
+    if not any(run.settings.model.pretrained and method_class(run.method).shares_encoder for run in runs):
         return None
     given = experiment.weights or os.environ.get("BTINET_WEIGHTS")
     if not given:

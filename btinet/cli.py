@@ -14,8 +14,8 @@ import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
 
-from btinet import data_cli
-from btinet.binding import bind_one, check_inputs, open_storage, prepare_dataset
+from btinet import data_cli, models_cli
+from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
 from btinet.console import bar, console
 from btinet.datasets.prepare import export_store
@@ -24,7 +24,7 @@ from btinet.evaluation.evaluate import evaluate as evaluate_run
 from btinet.evaluation.evaluate import finished_evaluation
 from btinet.partitions import read_partition
 from btinet.receipts import Receipt
-from btinet.results import headline_rows, headline_table, publish_results
+from btinet.results import headline_rows, headline_table, method_tables, publish_results
 from btinet.storage import Storage
 from btinet.training.loop import NonFiniteLossError, Progress
 from btinet.training.stage import epochs_file, finished_stage, train_stage
@@ -38,6 +38,7 @@ app = typer.Typer(
     "is done already is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`.",
 )
 app.add_typer(data_cli.app, name="data")
+app.add_typer(models_cli.app, name="models")
 
 ExperimentFile = Annotated[
     Path, typer.Option("--experiment", "-e", help="Experiment file (YAML); examples are in experiments/.")
@@ -203,9 +204,8 @@ def analyse(
 ) -> None:
     """Tables and report over all runs of the experiment."""
     settings, root = _open(experiment, storage, endpoint, data_root, weights)
-    bounds = [bind_one(settings, run.key, root, stores and stores / run.dataset.name) for run in settings.runs()]
-    results = publish_results(settings, bounds, root)
-    Console().print(headline_table(settings.name, headline_rows(results.tables)))
+    results = publish_results(settings, bind_all(settings, root, stores), root)
+    Console().print(headline_table(settings.name, headline_rows(results.tables)), *method_tables(results.tables))
     console.print(f"tables {results.analysis}\nreport {results.report}")
     if export is not None:
         for name, table in results.tables.items():

@@ -31,6 +31,8 @@ class ModelSettings(Strict):
     """BTI-Net's architecture (paper Sec. 3 and Table A1)."""
 
     encoder: str = "tf_efficientnet_b4"
+    size: Literal["paper", "tiny"] = "paper"
+    """Widths and depths of the baselines' own parts (btinet/models/baselines)."""
     pretrained: bool = True
     """Start the encoder from ImageNet weights (a safetensors file: --weights or BTINET_WEIGHTS)."""
     drop_path: float = Field(0.2, ge=0, lt=1)
@@ -63,9 +65,10 @@ class LossSettings(Strict):
     texture: float = Field(0.15, ge=0)
     focal_gamma: float = Field(2.0, ge=0)
     seg_weight: float = Field(0.82, ge=0, le=1)
-    """Initial weight of the segmentation loss; classification has the rest."""
-    adaptive: bool = True
-    """Move the two weights by relative validation improvement after each epoch (App. B)."""
+    """Initial weight of the segmentation loss; classification has the rest (balance: fixed and adaptive)."""
+    balance: Literal["adaptive", "fixed", "uncertainty", "gradnorm", "pcgrad", "dwa"] = "adaptive"
+    """How the two losses of a joint method are weighted: by relative validation improvement (App. B), not at all, or
+    as btinet/training/balancing.py describes."""
     gate_weight: float = Field(1.0, ge=0)
     """lambda_gate of Eq. 21."""
 
@@ -136,6 +139,7 @@ PRESETS: dict[str, Overrides] = {
         "image_size": 64,
         "model": {
             "encoder": "tinynet_e",
+            "size": "tiny",
             "pretrained": False,
             "drop_path": 0.0,
             "decoder_channels": (48, 32, 24, 16),
@@ -153,6 +157,9 @@ PRESETS: dict[str, Overrides] = {
 DATASET_DEFAULTS: dict[str, Overrides] = {
     "busi": {"loss": {"gate_weight": 0.5}},  # App. B: small dataset, noisy soft-IoU
 }
+
+BASELINE: Overrides = {"model": {"mscf": False, "tim": False, "upa": False}}
+"""For methods other than btinet: they have none of its parts."""
 
 VARIANTS: dict[str, Overrides] = {
     "full": {},
@@ -276,6 +283,8 @@ class Experiment(Strict):
     def _known_names(self) -> Experiment:
         _require_known("preset", [self.preset], PRESETS)
         _require_known("variants", self.variants, VARIANTS)
+        if set(self.methods) != {"btinet"} and set(self.variants) != {"full"}:
+            raise ValueError("variants: they are BTI-Net's; compare methods in an experiment with variants: [full]")
         for field in ("methods", "variants", "seeds"):
             values = getattr(self, field)
             if len(set(values)) < len(values):
@@ -295,15 +304,20 @@ class Experiment(Strict):
         given = {name: value for name, value in (("url", url), ("endpoint", endpoint)) if value is not None}
         return self.model_copy(update={"storage": self.storage.model_copy(update=given)})
 
-    def settings(self, dataset: str, variant: str) -> Settings:
-        """Merged and validated settings of this experiment's runs on ``dataset``."""
+    def settings(self, dataset: str, method: str, variant: str) -> Settings:
+        """Merged and validated settings of one method's and variant's runs on ``dataset``."""
         own = {name: getattr(self, name) for name in ("model", "loss", "train", "evaluation")}
         if self.image_size is not None:
             own["image_size"] = self.image_size
         merged: Overrides = {}
-        for layer in (PRESETS[self.preset], DATASET_DEFAULTS.get(dataset, {}), own, VARIANTS[variant]):
+        parts = VARIANTS[variant] if method == "btinet" else BASELINE
+        for layer in (PRESETS[self.preset], DATASET_DEFAULTS.get(dataset, {}), own, parts):
             merged = _merge(merged, layer)
         return Settings.model_validate(merged)
+
+    def prepared_size(self, dataset: str) -> int:
+        """Side in pixels at which ``dataset`` is prepared: all its runs see the same images."""
+        return self.settings(dataset, self.methods[0], self.variants[0]).image_size
 
     def runs(self) -> list[Run]:
         """Every run, in the order datasets, methods, variants, seeds."""
@@ -314,7 +328,7 @@ class Experiment(Strict):
                 variant=variant,
                 preset=self.preset,
                 seed=seed,
-                settings=self.settings(dataset.name, variant),
+                settings=self.settings(dataset.name, method, variant),
             )
             for dataset in self.datasets
             for method in self.methods

@@ -179,7 +179,7 @@ def split(
     A group or a cluster of duplicates that is torn apart is trained on and tested on.
     """
     settings = load_experiment(experiment, data_root=data_root).with_storage(storage, endpoint)
-    chosen, image_size = settings.dataset(dataset), settings.settings(dataset, "full").image_size
+    chosen, image_size = settings.dataset(dataset), settings.prepared_size(dataset)
     root = open_storage(settings)
     with bar(f"preparing {dataset}") as show:  # not by the experiment's own policy, which may not fit
         manifest = prepare(chosen, image_size, root, settings.data_root, show).manifest

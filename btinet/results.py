@@ -157,6 +157,29 @@ def headline_table(title: str, rows: list[dict[str, str]]) -> Table:
     return table
 
 
+def method_tables(tables: dict[str, pa.Table]) -> list[Table]:
+    """Tables 5 and 6 for a terminal, those that have rows: ours beside the paper's."""
+    shown = []
+    for name, title, labels in (
+        ("table5", "Table 5: joint methods", {"iou": "IoU %", "accuracy": "acc %"}),
+        ("table6", "Table 6: segmentation methods", {"iou": "IoU %"}),
+    ):
+        rows = tables[name].to_pylist()
+        if not rows:
+            continue
+        table = Table(title=title, caption="test split, mean±std over seeds", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("dataset")
+        table.add_column("method")
+        for label in labels.values():
+            table.add_column(label, justify="right", no_wrap=True)
+            table.add_column("paper", justify="right", no_wrap=True)
+        for row in rows:
+            cells = [_mean_and_std(row, f"{paper}{column}", 2) for column in labels for paper in ("", "paper_")]
+            table.add_row(row["dataset"], row["method"], *cells)
+        shown.append(table)
+    return shown
+
+
 def _mean_and_std(row: dict[str, Any], column: str, digits: int) -> str:
     mean, std = row[column], row[f"{column}_std"]
     if mean is None:

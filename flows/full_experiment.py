@@ -41,7 +41,7 @@ from btinet.cluster.session import Session, ray_session
 from btinet.config import BoundRun, DatasetSettings, Experiment, ResourceSettings, load_experiment
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import finished_evaluation
-from btinet.results import Results, headline_rows, headline_table, publish_results
+from btinet.results import Results, headline_rows, headline_table, method_tables, publish_results
 from btinet.storage import Storage
 from btinet.training.loop import Progress
 from btinet.training.stage import finished_stage
@@ -197,7 +197,7 @@ def analyse_task(experiment: Experiment, bounds: list[BoundRun], root: Storage) 
     create_table_artifact(rows, key="results", description=f"Experiment {experiment.name}, test split")
     create_table_artifact(_run_table(bounds, root), key="runs", description=f"Runs of {experiment.name}")
     create_link_artifact(results.report.url, link_text=f"Report of {experiment.name}", key="report")
-    Console().print(headline_table(f"experiment {experiment.name}", rows))
+    Console().print(headline_table(f"experiment {experiment.name}", rows), *method_tables(results.tables))
     logger.info(f"Parquet, per sample: {results.predictions}")
     logger.info(f"Parquet, analysis:   {results.analysis}")
     logger.info(f"Report:              {results.report}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from btinet.binding import bind_one, check_inputs, open_storage, prepare_dataset, publish_weights
+from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset, publish_weights
 from btinet.config import BoundRun, Experiment
 from btinet.datasets.prepare import export_store, import_store
 from btinet.datasets.prepared import open_prepared
@@ -114,6 +114,18 @@ def test_bound_run(micro: Bench) -> None:
     assert micro.bound.run == micro.experiment.run(KEY)
 
 
+def test_all_runs_are_bound_at_once(micro: Bench, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"content")
+    change = {"methods": ["btinet", "unet", "swin-unet"], "seeds": [7, 8], "weights": str(weights)}
+    experiment = Experiment.model_validate(MICRO | change | {"model": {"pretrained": True}})
+    bounds = bind_all(experiment, micro.root)
+    assert bounds == [bind_one(experiment, run.key, micro.root) for run in experiment.runs()]
+    assert len({bound.run_id for bound in bounds}) == 6
+    # an encoder of its own does not start from the shared one's weights
+    assert [bound.weights_sha256 is None for bound in bounds] == [False] * 4 + [True] * 2
+
+
 def test_training_leaves_the_bound_run_in_storage(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whoever finds the results can see what made them, and read it back."""
     bench = finished_bench(tmp_path, tmp_path_factory.getbasetemp())
@@ -157,10 +169,10 @@ class TestStore:
     @pytest.mark.parametrize(
         "change, message",
         [
-            ({"image_size": 64}, "image_size is 32 but the run phantom/btinet/full/7 needs 64: prepare it again"),
+            ({"image_size": 64}, "image_size is 32 but the experiment needs 64: prepare it again"),
             (
                 {"datasets": [{"name": "busi", "root": "/nowhere"}]},
-                "name is 'phantom' but the run busi/btinet/full/7 needs 'busi': prepare it again",
+                "name is 'phantom' but the experiment needs 'busi': prepare it again",
             ),
         ],
     )

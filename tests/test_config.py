@@ -62,6 +62,7 @@ class TestWhatIsRefused:
             ({"variants": ["fool"]}, "variants", "'fool' is unknown; choose from full, no-mscf"),
             ({"variants": ["full", "full"]}, "variants", "a value is listed twice"),
             ({"seeds": [42, 42]}, "seeds", "a value is listed twice"),
+            ({"methods": ["btinet", "mtan"], "variants": ["no-upa"]}, "experiment", "variants: they are BTI-Net's;"),
             ({"methods": ["unet", "unet"]}, "methods", "a value is listed twice"),
             ({"datasets": [{"name": "busi"}, {"name": "busi"}]}, "datasets", "a name is listed twice"),
         ],

@@ -26,7 +26,7 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"report"},
     {"binding", "results"},
     {"cluster"},
-    {"data_cli"},
+    {"data_cli", "models_cli"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

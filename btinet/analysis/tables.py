@@ -1,4 +1,4 @@
-"""The paper's tables: segmentation (A17), classification (A18), failure detection (2, 3)."""
+"""The paper's tables: segmentation (A17), classification (A18), failure detection (2, 3), methods (5, 6)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import precision_recall_fscore_support
 
-from btinet.analysis.paper import comparison
+from btinet.analysis.paper import comparison, table5, table6
 from btinet.analysis.runs import RUN, SETTING, EvaluatedRun, evaluated_runs, over_seeds
 from btinet.analysis.signals import failure_signals, failure_summary
 
@@ -54,6 +54,8 @@ def analyse(predictions: pa.Table) -> dict[str, pa.Table]:
     tables["failure_summary"] = failure_summary(tables["failure_signals"])
     tables["table2"] = table2(tables["failure_summary"])
     tables["table3"] = table3(tables["failure_summary"])
+    tables["table5"] = table5(tables)
+    tables["table6"] = table6(tables)
     tables["comparison"] = comparison(tables)
     return tables
 

@@ -17,12 +17,11 @@ from torch import Tensor
 from btinet.config import BoundRun
 from btinet.datasets.prepared import PreparedDataset, open_prepared
 from btinet.datasets.splits import Split, load_split
-from btinet.evaluation.mc_dropout import McDropout, mc_dropout
+from btinet.evaluation.mc_dropout import McDropout, dropout_layers, mc_dropout
 from btinet.evaluation.schema import PREDICTIONS
 from btinet.losses import soft_iou
 from btinet.metrics import entropy, foreground, overlap
-from btinet.models.btinet import BTINet
-from btinet.models.output import Output
+from btinet.models.method import Method
 from btinet.partitions import partition_file, write_partition
 from btinet.progress import ProgressFile
 from btinet.ranks import Ranks
@@ -73,7 +72,9 @@ def evaluate(
         for name in EVALUATED_SPLITS:
             for number, batch in enumerate(data[name].ordered(size, Ranks())):
                 torch.manual_seed(_mc_seed(bound, stage, name, number))
-                columns = _evaluate_batch(model, batch, bound, with_masks=stage == 2 and name == "test")
+                columns = _evaluate_batch(
+                    model, batch, bound, with_masks=stage == bound.run.stages[-1] and name == "test"
+                )
                 tables.append(_table(columns, bound, stage, split, name, prepared, batch))
                 on_batch(len(tables), total)
                 progress_file.write({"done": len(tables), "total": total}, len(tables) == total)
@@ -109,7 +110,7 @@ def _mc_seed(bound: BoundRun, stage: int, split: str, batch: int) -> int:
 
 
 @torch.no_grad()
-def _evaluate_batch(model: BTINet, batch: Batch, bound: BoundRun, with_masks: bool) -> dict[str, Any]:
+def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_masks: bool) -> dict[str, Any]:
     """The columns that follow from the model; tensors or lists of one value a sample."""
     settings = bound.run.settings.evaluation
     began = time.perf_counter()
@@ -135,12 +136,13 @@ def _evaluate_batch(model: BTINet, batch: Batch, bound: BoundRun, with_masks: bo
         "empty_pred": pred_area == 0,
         "latency_ms": [latency] * len(batch.labels),
     }
-    columns |= _classification_columns(output, batch.labels)
+    if output.clf_logits is not None:
+        columns |= _classification_columns(output.clf_logits, batch.labels)
     if output.signals is not None:
         columns |= output.signals._asdict()
     if with_masks:
         columns["mask_png"] = [_png(mask) for mask in predicted[:, 0].cpu().numpy()]
-    if settings.mc_passes:
+    if settings.mc_passes and dropout_layers(model, settings.mc_scope):
         columns |= _mc_columns(mc_dropout(model, features, batch.masks, settings.mc_passes, settings.mc_scope))
         columns |= {
             "mc_T": [settings.mc_passes] * len(batch.labels),
@@ -149,9 +151,8 @@ def _evaluate_batch(model: BTINet, batch: Batch, bound: BoundRun, with_masks: bo
     return columns
 
 
-def _classification_columns(output: Output, labels: Tensor) -> dict[str, Tensor]:
-    assert output.clf_logits is not None
-    probs = output.clf_logits.softmax(1)
+def _classification_columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    probs = logits.softmax(1)
     conf, y_pred = probs.max(1)
     return {
         "probs": probs,
@@ -162,8 +163,12 @@ def _classification_columns(output: Output, labels: Tensor) -> dict[str, Tensor]
     }
 
 
-def _mc_columns(mc: McDropout) -> dict[str, Tensor]:
-    return {f"mc_{name}": values for name, values in mc._asdict().items()} | {"mc_pred": mc.probs.argmax(1)}
+def _mc_columns(mc: McDropout) -> dict[str, Tensor | None]:
+    """Null where dropout has no part: a segmentation without it is certain of nothing, not of everything."""
+    columns = {f"mc_{name}": values for name, values in mc._asdict().items()}
+    if not mc.seg_var.any():
+        columns |= dict.fromkeys(("mc_seg_var", "mc_seg_entropy", "mc_seg_mi", "mc_seg_var_fg", "mc_iou"))
+    return columns | {"mc_pred": None if mc.probs is None else mc.probs.argmax(1)}
 
 
 def _table(
@@ -220,5 +225,5 @@ def _headline(table: pa.Table, stage: int) -> dict[str, float | int | str | None
         "test_samples": len(test),
         "test_iou": pc.mean(lesions["iou"]).as_py(),
         "test_dice": pc.mean(lesions["dice"]).as_py(),
-        "test_accuracy": pc.mean(test["correct"].cast(pa.float64())).as_py(),
+        "test_accuracy": pc.mean(test["correct"].cast(pa.float64())).as_py(),  # None where the method does not classify
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from btinet.metrics import binary_entropy, entropy, overlap
-from btinet.models.btinet import BTINet
+from btinet.models.method import Method
 
 
 class McDropout(NamedTuple):
@@ -26,23 +26,33 @@ class McDropout(NamedTuple):
     """As seg_var, over the pixels that the mean map calls lesion; 0 where there are none."""
     iou: Tensor
     """IoU of the mean map thresholded at 0.5."""
-    clf_entropy: Tensor
-    clf_mi: Tensor
-    clf_var: Tensor
+    clf_entropy: Tensor | None
+    """None, as all that follows, where the method does not classify."""
+    clf_mi: Tensor | None
+    clf_var: Tensor | None
     """Variance over passes, averaged over classes."""
-    probs: Tensor
+    probs: Tensor | None
     """Mean class probabilities [B, K]."""
 
 
-@contextmanager
-def active_dropout(model: BTINet, scope: str) -> Iterator[None]:
-    """Switch on dropout (never stochastic depth, never BatchNorm's batch statistics).
+def dropout_layers(model: Method, scope: str) -> list[nn.Dropout]:
+    """The layers that Monte Carlo dropout switches on; a method may have none.
 
     Args:
-        scope: ``all`` for decoder and classification head, ``head`` for the latter alone.
+        scope: ``all`` for decoder and classification head, ``head`` for the latter (``clf_head``) alone.
     """
-    part = model if scope == "all" else model.clf_head
-    dropouts = [module for module in part.modules() if isinstance(module, nn.Dropout)]
+    prefix = "" if scope == "all" else "clf_head."
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and module.p > 0 and name.startswith(prefix)
+    ]
+
+
+@contextmanager
+def active_dropout(model: Method, scope: str) -> Iterator[None]:
+    """Switch on dropout (never stochastic depth, never BatchNorm's batch statistics)."""
+    dropouts = dropout_layers(model, scope)
     for module in dropouts:
         module.train()
     try:
@@ -53,7 +63,7 @@ def active_dropout(model: BTINet, scope: str) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mc_dropout(model: BTINet, features: list[Tensor], masks: Tensor, passes: int, scope: str) -> McDropout:
+def mc_dropout(model: Method, features: list[Tensor], masks: Tensor, passes: int, scope: str) -> McDropout:
     """Decode the same encoder features ``passes`` times with dropout active; draws from torch's global generator.
 
     Args:
@@ -72,13 +82,13 @@ def mc_dropout(model: BTINet, features: list[Tensor], masks: Tensor, passes: int
             mean = mean + deviation / number
             squares = squares + deviation * (p - mean)
             total_entropy = total_entropy + binary_entropy(p)
-            assert output.clf_logits is not None
-            clf_passes.append(output.clf_logits.softmax(1))
+            if output.clf_logits is not None:
+                clf_passes.append(output.clf_logits.softmax(1))
     variance = squares / passes
     seg_entropy = binary_entropy(mean)
     lesion = mean >= 0.5
-    clf = torch.stack(clf_passes)  # [T, B, K]
-    clf_mean = clf.mean(0)
+    clf = torch.stack(clf_passes) if clf_passes else None  # [T, B, K]
+    clf_mean = None if clf is None else clf.mean(0)
     pixels = (1, 2, 3)
     return McDropout(
         seg_var=variance.mean(pixels),
@@ -86,8 +96,8 @@ def mc_dropout(model: BTINet, features: list[Tensor], masks: Tensor, passes: int
         seg_mi=(seg_entropy - total_entropy / passes).clamp_min(0).mean(pixels),
         seg_var_fg=(variance * lesion).sum(pixels) / lesion.sum(pixels).clamp_min(1),
         iou=overlap(lesion, masks > 0).iou,
-        clf_entropy=entropy(clf_mean),
-        clf_mi=(entropy(clf_mean) - entropy(clf, dim=2).mean(0)).clamp_min(0),
-        clf_var=clf.var(0, correction=0).mean(1),
+        clf_entropy=None if clf_mean is None else entropy(clf_mean),
+        clf_mi=None if clf is None else (entropy(clf.mean(0)) - entropy(clf, dim=2).mean(0)).clamp_min(0),
+        clf_var=None if clf is None else clf.var(0, correction=0).mean(1),
         probs=clf_mean,
     )

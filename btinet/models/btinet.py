@@ -8,20 +8,28 @@ from torch import Tensor, nn
 from btinet.config import ModelSettings
 from btinet.models.decoder import DecoderLevel, Upsample2x
 from btinet.models.encoder import Encoder
+from btinet.models.method import About, Method
 from btinet.models.mscf import MSCF
 from btinet.models.output import Output, Signals
 from btinet.models.tim import TIM
 from btinet.models.upa import UPA
 
 
-class BTINet(nn.Module):
+class BTINet(Method):
     """Segmentation and classification that exchange features at four decoder levels, gated per sample.
 
     Sizes below are those of the paper: 224x224 input, EfficientNet-B4, levels D1..D4 of 384@14, 192@28, 96@56, 48@112.
     """
 
+    about = About(
+        "BTI-Net",
+        "Al Shafi et al., BTI-Net: Bidirectional Decoder-Level Task Interaction via Uncertainty-Aware Gating for "
+        "Multi-Task Medical Image Analysis, arXiv 2026",
+        ("seg", "clf"),
+    )
+
     def __init__(self, settings: ModelSettings, classes: int) -> None:
-        super().__init__()
+        super().__init__(settings, classes)
         self.encoder = Encoder(settings.encoder, settings.drop_path)
         s1, s2, s3, s4, bridge = self.encoder.channels  # 144, 192, 336, 960, 1792
         self.context = nn.ModuleList(MSCF(c) if settings.mscf else nn.Identity() for c in self.encoder.channels)
@@ -67,10 +75,6 @@ class BTINet(nn.Module):
             vectors.append(f)
         descriptor = torch.cat([*reversed(pooled_stages), *vectors], dim=1)  # 3280 + 4 * 256 = 4304
         return Output(self.seg_head(d), self.clf_head(descriptor), Signals.stack(signals) if signals else None)
-
-    def forward(self, images: Tensor) -> Output:
-        """RGB [B, 3, S, S] in [0, 1] -> segmentation logits [B, 1, S, S], class logits [B, K], signals [B, 4]."""
-        return self.decode(self.encode(images))
 
     def gates(self) -> nn.ModuleList:
         """The four gate networks: all that Stage 2 trains."""

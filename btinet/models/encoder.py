@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         taps = []
         for index, stage in enumerate(net.blocks):
             if index in TAP_STAGES:
-                x, tap = _expand_and_finish(stage[0], x)
+                x, tap = expand_and_finish(stage[0], x)
                 taps.append(tap)
                 x = stage[1:](x)
             else:
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         self.net.load_state_dict(given, strict=False)
 
 
-def _expand_and_finish(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def expand_and_finish(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """An inverted-residual block that changes resolution (so has no shortcut), and its expansion activation."""
     tap = block.bn1(block.conv_pw(x))
     return block.bn3(block.conv_pwl(block.se(block.aa(block.bn2(block.conv_dw(tap)))))), tap

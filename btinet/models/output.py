@@ -36,6 +36,17 @@ class Signals(NamedTuple):
         return cls(*(torch.stack(values, dim=1) for values in zip(*levels, strict=True)))
 
 
+class Supervised(NamedTuple):
+    """One pair of heads that the losses are taken of."""
+
+    seg_logits: Tensor | None
+    """[B, 1, S, S]: a method upsamples its coarser maps to the masks' size."""
+    clf_logits: Tensor | None
+    """[B, K]"""
+    weight: float
+    """Of its losses in each task's sum."""
+
+
 class Output(NamedTuple):
     """A forward pass."""
 
@@ -45,3 +56,13 @@ class Output(NamedTuple):
     """[B, K]; None for segmentation-only methods."""
     signals: Signals | None
     """None for methods (and ablations) without UPA."""
+    heads: tuple[Supervised, ...] = ()
+    """Deep supervision: the heads that are trained, in place of the prediction above (which is among them where the
+    method trains it). Empty where only the prediction is, as in BTI-Net, and in evaluation where they cost extra."""
+
+    penalty: Tensor | None = None
+    """A loss of the method's own, a scalar that is added to those of the tasks in training."""
+
+    def supervised(self) -> tuple[Supervised, ...]:
+        """What the losses are taken of."""
+        return self.heads or (Supervised(self.seg_logits, self.clf_logits, 1.0),)

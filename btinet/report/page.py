@@ -41,6 +41,8 @@ def render(
         table2=tables.table2(analysis["table2"], printed),
         wseg_figure=figures.wseg_auroc(analysis["table2"], analysis["comparison"]),
         table3=tables.table3(analysis["table3"], printed),
+        table5=tables.table5(analysis["table5"]),
+        table6=tables.table6(analysis["table6"]),
         signals=tables.signals(analysis["failure_summary"]),
         comparison=tables.comparison(analysis["comparison"]),
         curves=figures.training_curves(epochs, runs) if epochs is not None else [],

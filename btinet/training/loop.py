@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from btinet.config import LossSettings, TrainSettings
+from btinet.config import TrainSettings
 from btinet.datasets.augment import augment
 from btinet.ranks import Ranks, synchronise_batchnorm
+from btinet.training.balancing import Balance
 from btinet.training.checkpoint import Checkpoints
 from btinet.training.data import SplitData
 from btinet.training.tasks import Task
@@ -50,7 +51,9 @@ class Progress(NamedTuple):
             f"at most {minutes}:{seconds:02d} left",
         ]
         if self.last is not None:
-            words.append(f"last epoch: val IoU {self.last['val_iou']:.3f}, accuracy {self.last['val_accuracy']:.3f}")
+            words.append(f"last epoch: val IoU {self.last['val_iou']:.3f}")
+            if "val_accuracy" in self.last:
+                words[-1] += f", accuracy {self.last['val_accuracy']:.3f}"
         return "  ".join(words)
 
 
@@ -67,33 +70,6 @@ class Trained(NamedTuple):
 
 class NonFiniteLossError(Exception):
     """A loss became NaN or infinite; training cannot go on."""
-
-
-class LossBalance:
-    """Weights of the two task losses, moved by relative validation improvement (App. B; notes B10).
-
-    r_k = L_k(t-1) / L_k(t-2) on validation, clipped to [0.5, 2]; lambda_k <- lambda_k * r_k, renormalised to sum 1,
-    with the segmentation weight held in [0.70, 0.92]. The task that improves more slowly gains weight.
-    """
-
-    def __init__(self, settings: LossSettings) -> None:
-        self.adaptive = settings.adaptive
-        self.seg = settings.seg_weight
-        self.previous: dict[str, float] | None = None
-
-    def update(self, val_seg: float, val_clf: float) -> None:
-        """Take in an epoch's validation losses."""
-        if self.adaptive and self.previous is not None:
-            seg = self.seg * float(np.clip(val_seg / self.previous["seg"], 0.5, 2))
-            clf = (1 - self.seg) * float(np.clip(val_clf / self.previous["clf"], 0.5, 2))
-            self.seg = float(np.clip(seg / (seg + clf), 0.70, 0.92))
-        self.previous = {"seg": val_seg, "clf": val_clf}
-
-    def state(self) -> dict[str, Any]:
-        return {"seg": self.seg, "previous": self.previous}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.seg, self.previous = state["seg"], state["previous"]
 
 
 def fit(
@@ -123,7 +99,11 @@ def fit(
     ranks = Ranks()
     stage = settings.stage1 if task.stage == 1 else settings.stage2
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=stage.learning_rate, weight_decay=settings.weight_decay)
+    balance = task.balance()
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": settings.weight_decay}]
+    if balance.parameters():
+        groups.append({"params": balance.parameters()})
+    optimizer = torch.optim.Adam(groups, lr=stage.learning_rate)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer,
         mode=task.mode,
@@ -132,8 +112,7 @@ def fit(
         threshold=0,
         min_lr=settings.min_learning_rate,
     )
-    balance = LossBalance(task.settings)
-    step_module = _data_parallel(task, ranks)
+    step_module = _data_parallel(task, ranks, averages_gradients=not balance.synchronises)
 
     history: list[Row] = []
     best: dict[str, Any] | None = None
@@ -151,13 +130,14 @@ def fit(
         epoch = len(history) + 1
         started = time.perf_counter()
         _seed_everything(seed, task.stage, epoch, ranks.rank)
+        task_weights = {f"{name}_weight": weight for name, weight in balance.weights.items()}
         means = _train_epoch(
             task,
             step_module,
             train,
             optimizer,
             settings,
-            balance.seg,
+            balance,
             seed,
             epoch,
             stage.epochs,
@@ -169,8 +149,7 @@ def fit(
             "stage": task.stage,
             "epoch": epoch,
             "learning_rate": optimizer.param_groups[0]["lr"],
-            "seg_weight": balance.seg,
-            "clf_weight": 1 - balance.seg,
+            **task_weights,
             **means,
             **summary,
             "seconds": time.perf_counter() - started,
@@ -178,7 +157,9 @@ def fit(
         history.append(row)
         monitored = float(row[task.monitor])
         schedule.step(monitored)
-        balance.update(float(row["val_seg"]), float(row["val_clf"]))
+        balance.end_epoch(
+            *({name: float(row[f"{split}_{name}"]) for name in task.objectives} for split in ("train", "val"))
+        )
         is_better = best is None or (monitored > best["value"] if task.mode == "max" else monitored < best["value"])
         if ranks.is_first:
             previous = best
@@ -218,7 +199,7 @@ def _train_epoch(
     train: SplitData,
     optimizer: torch.optim.Optimizer,
     settings: TrainSettings,
-    seg_weight: float,
+    balance: Balance,
     seed: int,
     epoch: int,
     epochs: int,
@@ -234,7 +215,8 @@ def _train_epoch(
     started = time.perf_counter()
     for step, batch in enumerate(train.shuffled(settings.batch_size, [seed, task.stage, epoch], ranks), start=1):
         images, masks = augment(batch.images, batch.masks, batch.rows, seed, epoch, settings)
-        losses = step_module(batch._replace(images=images, masks=masks), seg_weight, ranks)
+        losses = step_module(batch._replace(images=images, masks=masks), ranks)
+        losses["loss"] = balance.total(losses)
         loss = ranks.sum(losses["loss"].detach()).item() / ranks.size
         if not np.isfinite(loss):
             raise NonFiniteLossError(
@@ -244,7 +226,7 @@ def _train_epoch(
                 "look at these images and masks, or lower the learning rate"
             )
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        balance.backward(losses, parameters, ranks)
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
         for name, value in losses.items():
@@ -271,7 +253,9 @@ def _validate(task: Task, val: SplitData, batch_size: int, ranks: Ranks) -> Row:
     names = sorted(sums)
     summed = dict(zip(names, ranks.sum(torch.stack([sums[name].double() for name in names])).tolist(), strict=True))
     lesions, samples = summed.pop("lesions"), summed.pop("samples")
-    summary = {"val_iou": summed.pop("iou") / lesions, "val_accuracy": summed.pop("correct") / samples}
+    summary = {"val_iou": summed.pop("iou") / lesions}
+    if "correct" in summed:
+        summary["val_accuracy"] = summed.pop("correct") / samples
     return summary | {f"val_{name}": value / samples for name, value in summed.items()}
 
 
@@ -282,10 +266,13 @@ def _sum_up(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return total
 
 
-def _data_parallel(task: Task, ranks: Ranks) -> nn.Module:
+def _data_parallel(task: Task, ranks: Ranks, averages_gradients: bool) -> nn.Module:
+    """The task with BatchNorm over the global batch and gradients averaged over ranks."""
     if ranks.size == 1:
         return task
     synchronise_batchnorm(task)
+    if not averages_gradients:
+        return task
     return DistributedDataParallel(task, broadcast_buffers=False)
 
 

@@ -16,7 +16,7 @@ from btinet.config import BoundRun
 from btinet.datasets.prepared import open_prepared
 from btinet.datasets.splits import load_split
 from btinet.errors import InputError
-from btinet.models.btinet import BTINet
+from btinet.models.method import Method
 from btinet.models.registry import build
 from btinet.partitions import partition_file, write_partition
 from btinet.progress import ProgressFile
@@ -55,7 +55,7 @@ def finished_stage(bound: BoundRun, stage: int, root: Storage) -> Receipt | None
     return valid_receipt(folder / "receipt.json", root, _inputs(bound, stage))
 
 
-def load_model(bound: BoundRun, stage: int, root: Storage, classes: int) -> BTINet:
+def load_model(bound: BoundRun, stage: int, root: Storage, classes: int) -> Method:
     """The model as it was at the best epoch of a finished stage, on the CPU, in evaluation mode.
 
     Raises:
@@ -187,7 +187,7 @@ def _publish(
             "best_epoch": trained.best_epoch,
             "stopped": trained.stopped,
             "val_iou": best["val_iou"],
-            "val_accuracy": best["val_accuracy"],
+            "val_accuracy": best.get("val_accuracy"),
             "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
             "trained_parameters": sum(parameter.numel() for parameter in task.trained.parameters()),
         },

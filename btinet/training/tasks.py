@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections import defaultdict
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 from btinet.config import LossSettings
 from btinet.losses import focal_cross_entropy, gate_loss, segmentation_losses
 from btinet.metrics import foreground, overlap
-from btinet.models.btinet import BTINet
+from btinet.models.method import Method
 from btinet.models.output import Output
 from btinet.ranks import Ranks
+from btinet.training.balancing import Balance, make_balance
 
 
 class Batch(NamedTuple):
@@ -34,26 +37,36 @@ class Task(nn.Module):
     Attributes:
         stage: 1 or 2.
         trained: the modules whose parameters this stage changes; what a checkpoint holds.
+        objectives: the names of the losses that are minimised together.
         monitor: validation quantity that selects the best epoch and drives the schedule.
         mode: ``max`` or ``min``: which way the monitor improves.
     """
 
     stage: int
+    objectives: tuple[str, ...]
     monitor: str
     mode: Literal["min", "max"]
 
-    def __init__(self, model: BTINet, trained: nn.Module, settings: LossSettings) -> None:
+    def __init__(self, model: Method, trained: nn.Module, settings: LossSettings) -> None:
         super().__init__()
         self.model = model
         self.trained = trained
         self.settings = settings
 
     def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """Every loss term of the two tasks, unweighted: seg and its three parts, clf."""
-        assert output.clf_logits is not None
-        terms = segmentation_losses(output.seg_logits, batch.masks, self.settings)
-        terms["clf"] = focal_cross_entropy(output.clf_logits, batch.labels, self.settings.focal_gamma)
-        return terms
+        """Every loss term of the tasks, unweighted: seg and its three parts, and clf where the method classifies.
+
+        A method with several supervised heads has the weighted sum of theirs.
+        """
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=batch.labels.device))
+        for head in output.supervised():
+            if head.seg_logits is not None:
+                for name, term in segmentation_losses(head.seg_logits, batch.masks, self.settings).items():
+                    terms[name] = terms[name] + head.weight * term
+            if head.clf_logits is not None:
+                term = focal_cross_entropy(head.clf_logits, batch.labels, self.settings.focal_gamma)
+                terms["clf"] = terms["clf"] + head.weight * term
+        return dict(terms)
 
     def gate_loss(self, output: Output, batch: Batch, ranks: Ranks) -> Tensor:
         """L_gate, unweighted; NaN where the prediction is not finite.
@@ -68,6 +81,10 @@ class Task(nn.Module):
             return total * torch.nan
         return gate_loss(w_seg, w_clf, output.seg_logits, output.clf_logits, batch.masks, ranks)
 
+    @abstractmethod
+    def balance(self) -> Balance:
+        """How the losses of ``objectives`` become one."""
+
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over a batch, each a scalar: losses times samples, IoU over lesions, correct classes, counts."""
@@ -79,7 +96,8 @@ class Task(nn.Module):
         sums = {name: term * samples for name, term in terms.items()}
         lesion = batch.masks.amax((1, 2, 3)) > 0
         sums["iou"] = overlap(foreground(output.seg_logits), batch.masks > 0).iou[lesion].sum()
-        sums["correct"] = (output.clf_logits.argmax(1) == batch.labels).sum()
+        if output.clf_logits is not None:
+            sums["correct"] = (output.clf_logits.argmax(1) == batch.labels).sum()
         sums["lesions"] = lesion.sum()
         sums["samples"] = torch.tensor(samples, device=lesion.device)
         if output.signals is not None:
@@ -90,38 +108,46 @@ class Task(nn.Module):
 
 
 class Stage1Task(Task):
-    """The whole network on L_seg and L_clf (App. B); the gates learn from both."""
+    """The whole network on L_seg and, where it classifies, L_clf (App. B); the gates learn from both."""
 
     stage, monitor, mode = 1, "val_iou", "max"
 
-    def __init__(self, model: BTINet, settings: LossSettings) -> None:
+    def __init__(self, model: Method, settings: LossSettings) -> None:
         super().__init__(model, model, settings)
+        self.objectives = model.about.tasks
 
-    def forward(self, batch: Batch, seg_weight: float, ranks: Ranks) -> dict[str, Tensor]:
-        """Losses of a batch; ``loss`` is what to minimise."""
-        terms = self.losses(self.model(batch.images), batch)  # lambda_gate = 0 in this stage
-        terms["loss"] = seg_weight * terms["seg"] + (1 - seg_weight) * terms["clf"]
-        return terms
+    def balance(self) -> Balance:
+        """How the losses are weighted."""
+        return make_balance(self.settings, self.objectives, self.model)
+
+    def forward(self, batch: Batch, ranks: Ranks) -> dict[str, Tensor]:
+        """Losses of a batch."""
+        output = self.model(batch.images)
+        terms = self.losses(output, batch)  # lambda_gate = 0 in this stage
+        return terms if output.penalty is None else terms | {"penalty": output.penalty}
 
 
 class Stage2Task(Task):
     """The four gate networks on L_gate, everything else frozen and in evaluation mode (notes B9, T8)."""
 
-    stage, monitor, mode = 2, "val_gate", "min"
+    stage, objectives, monitor, mode = 2, ("gate",), "val_gate", "min"
 
-    def __init__(self, model: BTINet, settings: LossSettings) -> None:
+    def __init__(self, model: Method, settings: LossSettings) -> None:
         super().__init__(model, model.gates(), settings)
         model.requires_grad_(False)
         model.gates().requires_grad_(True)
+
+    def balance(self) -> Balance:
+        """lambda_gate."""
+        return Balance({"gate": self.settings.gate_weight})
 
     def train(self, mode: bool = True) -> Stage2Task:
         """Nothing that is trained here has dropout or BatchNorm, and what has them is frozen."""
         super().train(False)
         return self
 
-    def forward(self, batch: Batch, seg_weight: float, ranks: Ranks) -> dict[str, Tensor]:
-        """Losses of a batch; ``loss`` is what to minimise."""
+    def forward(self, batch: Batch, ranks: Ranks) -> dict[str, Tensor]:
+        """Losses of a batch."""
         with torch.no_grad():
             features = self.model.encode(batch.images)
-        gate = self.gate_loss(self.model.decode(features), batch, ranks)
-        return {"gate": gate, "loss": self.settings.gate_weight * gate}
+        return {"gate": self.gate_loss(self.model.decode(features), batch, ranks)}

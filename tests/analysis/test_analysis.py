@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from btinet.analysis import analyse, load_predictions
+from btinet.analysis import paper as paper_module
+from btinet.analysis.paper import BRISC_ERRORS, IMAGE_LEVEL_SPLIT, LESION_WISE, RANDOM_START, TABLE5, TABLE6
 from btinet.analysis.signals import detection
 from btinet.errors import InputError
 from btinet.evaluation.schema import PREDICTIONS
+from btinet.models.registry import METHODS
 from btinet.partitions import write_partition
 from btinet.storage import Storage
 
 LEVELLED = ("w_seg", "w_clf", "align", "seg_energy", "clf_energy")
 UNSUPPORTED = dict.fromkeys((*LEVELLED, "mc_seg_var", "mc_clf_entropy"))
+SILENT = UNSUPPORTED | dict.fromkeys(("y_pred", "probs", "conf", "entropy", "correct"))
 
 
 def sample(number, iou=0.8, y_true=0, y_pred=0, split="test", stage=2, **fields):
@@ -300,8 +306,7 @@ def test_nothing_to_choose_from():
 
 
 def test_segmentation_only_method_and_run_without_test_rows():
-    silent = {**UNSUPPORTED, "y_pred": None, "probs": None, "conf": None, "entropy": None, "correct": None}
-    rows = [sample(0, stage=1) | silent | {"method": "unet", "run_id": "u"}, sample(0, split="val")]
+    rows = [sample(0, stage=1) | SILENT | {"method": "unet", "run_id": "u"}, sample(0, split="val")]
     tables = analyse(table(rows))
     unet = only(tables["classification"], method="unet")
     assert (unet["n"], unet["accuracy"], unet["note"]) == (1, None, "the method does not classify")
@@ -340,6 +345,106 @@ def test_comparison_with_the_paper():
     d2 = only(found, artefact="2", quantity="D2 auroc")
     assert (d2["ours"], d2["paper"], d2["abs_diff"], d2["note"]) == (None, 0.824, None, "no failures")
     assert len(found) == 6 + 5 + 10 + 6
+
+
+# methods beside each other (Tables 5 and 6)
+
+
+def method(name, iou, correct=1, dataset="busi", seed=42, **fields):
+    """Two test samples; ``correct`` of them are classified, None where the method does not do that."""
+    samples = [sample(i, iou=iou, y_pred=0 if i < (correct or 0) else 1) for i in range(2)]
+    silent = SILENT if correct is None else {}
+    stage = 2 if name == "btinet" else 1
+    key = {"method": name, "dataset": dataset, "seed": seed, "stage": stage, "run_id": f"{dataset}-{name}-{seed}"}
+    return as_run(samples, **silent | key | fields)
+
+
+def test_table5_by_hand():
+    rows = [
+        *method("pad-net", 0.7),
+        *method("btinet", 0.75, correct=2),
+        *method("unet", 0.9, correct=None),
+        *method("mtan", 0.68, correct=1, seed=1),
+        *method("mtan", 0.70, correct=2, seed=2),
+        *method("btinet", 0.1, variant="no-upa", run_id="no-upa"),
+        *method("btinet", 0.5, dataset="phantom"),
+    ]
+    found = analyse(table(rows))["table5"]
+    assert list(zip(found["dataset"].to_pylist(), found["method"].to_pylist(), strict=True)) == [
+        ("busi", "mtan"),  # the paper's order, BTI-Net last; then what it does not compare
+        ("busi", "btinet"),
+        ("busi", "pad-net"),
+        ("phantom", "btinet"),
+    ]
+    mtan = only(found, method="mtan")
+    assert mtan["seeds"] == 2
+    assert (mtan["iou"], mtan["iou_std"]) == pytest.approx((69, 2**0.5), rel=1e-5)
+    assert (mtan["accuracy"], mtan["accuracy_std"]) == pytest.approx((75, 50 / 2**0.5))
+    assert (mtan["paper_iou"], mtan["paper_iou_std"]) == (68.41, 1.12)
+    assert (mtan["paper_accuracy"], mtan["paper_accuracy_std"]) == (87.84, 0.89)
+    assert mtan["iou_difference"] == pytest.approx(69 - 68.41, abs=1e-4)
+    assert mtan["accuracy_difference"] == pytest.approx(75 - 87.84)
+    assert mtan["note"] == "three runs on 117 images cannot have the paper's mean accuracy"
+    btinet = only(found, method="btinet", dataset="busi")
+    assert (btinet["accuracy"], btinet["paper_accuracy"], btinet["note"]) == (100, 93.16, None)
+    extended = only(found, method="pad-net")
+    assert (extended["paper_iou"], extended["iou_difference"]) == (None, None)
+    assert extended["note"] == "not in the paper's Table 5"
+    assert only(found, dataset="phantom")["paper_iou"] is None
+
+
+def test_table6_by_hand():
+    rows = [
+        *method("mtan", 0.6),
+        *method("btinet", 0.75),
+        *method("swin-unet", 0.5, correct=None),
+        *method("unet", 0.7, correct=None),
+    ]
+    found = analyse(table(rows))["table6"]
+    assert found["method"].to_pylist() == ["unet", "swin-unet", "btinet", "mtan"]
+    assert not [name for name in found.column_names if "accuracy" in name]
+    unet = only(found, method="unet")
+    assert (unet["iou"], unet["iou_difference"]) == pytest.approx((70, 70 - 66.42), abs=1e-4)
+    assert (unet["paper_iou"], unet["paper_iou_std"], unet["note"]) == (66.42, 1.12, None)
+    assert "random weights" in only(found, method="swin-unet")["note"]
+    assert (only(found, method="mtan")["paper_iou"], only(found, method="mtan")["note"]) == (
+        None,
+        "not in the paper's Table 6",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "notes"),
+    [
+        ("densemtl", "ham10000", [IMAGE_LEVEL_SPLIT]),
+        ("btinet", "ham10000", [IMAGE_LEVEL_SPLIT, LESION_WISE]),
+        ("btinet", "brisc2025", [BRISC_ERRORS]),
+        ("mtan", "brisc2025", ["three runs on 1,000 images cannot have the paper's mean accuracy"]),
+    ],
+)
+def test_inconsistent_references_are_flagged(name, dataset, notes):
+    rows = [row for other in ("btinet", "densemtl", "mtan") for row in method(other, 0.5, dataset=dataset)]
+    assert only(analyse(table(rows))["table5"], method=name)["note"] == "; ".join(notes)
+
+
+@pytest.mark.parametrize(
+    ("other", "correct", "table5", "table6"),
+    [("btinet", 1, 0, 0), ("mtan", 1, 2, 0), ("unet", None, 0, 2)],
+)
+def test_a_table_of_one_method_is_empty(other, correct, table5, table6):
+    rows = method("btinet", 0.5) + (method(other, 0.5, correct) if other != "btinet" else [])
+    tables = analyse(table(rows))
+    assert (len(tables["table5"]), len(tables["table6"])) == (table5, table6)
+
+
+def test_every_printed_method_has_a_place():
+    """No row of the paper's tables is left out, and our names are those of the registry."""
+    paper = yaml.safe_load(Path(paper_module.__file__).with_name("reference.yaml").read_text())
+    assert set(TABLE5.values()) == paper["table5_joint"].keys()
+    assert set(TABLE6.values()) == paper["table6_segmentation_iou"].keys()
+    assert TABLE5.keys() | TABLE6.keys() | RANDOM_START.keys() <= METHODS.keys()
+    single = {name for name, cls in METHODS.items() if "clf" not in cls.about.tasks}
+    assert single == TABLE6.keys() - {"btinet"}
 
 
 # reading

@@ -23,7 +23,7 @@ ATOL = {"seg_mi": 1e-6, "clf_mi": 1e-6, "seg_var": 1e-14, "seg_var_fg": 1e-14}
 def model() -> BTINet:
     torch.manual_seed(0)
     settings = Experiment.model_validate(MICRO | {"model": MICRO["model"] | {"drop_path": 0.5}})
-    return BTINet(settings.settings("phantom", "full").model, classes=3).eval()
+    return BTINet(settings.settings("phantom", "btinet", "full").model, classes=3).eval()
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from btinet.evaluation.schema import PREDICTIONS
+from btinet.models.registry import METHODS
 from btinet.partitions import read_partition
 from btinet.storage import Storage
 from tests.integration.conftest import REPOSITORY, run_flow
@@ -58,6 +60,27 @@ def test_full_experiment_and_again(write_experiment: Callable[..., Path], tmp_pa
     )
     assert done.returncode == 2
     assert str(tmp_path / "nowhere") in done.stderr
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [["btinet", "mti-net", "dynashare", "unetpp"], pytest.param(list(METHODS), marks=pytest.mark.slow)],
+    ids=["four", "all"],
+)
+def test_methods_side_by_side(write_experiment: Callable[..., Path], tmp_path: Path, methods: list[str]) -> None:
+    """Gates, several heads, a penalty, no classification: one flow, ending in Tables 5 and 6."""
+    train = {"batch_size": 8, "stage1": {"epochs": 1}, "stage2": {"epochs": 1}}
+    experiment = write_experiment(methods=methods, train=train)
+    printed = run_flow(experiment, timeout=900)
+    assert "Table 5: joint methods" in printed and "Table 6: segmentation methods" in printed
+    results = tmp_path / "results"
+    tables = {name: pq.read_table(results / f"analysis/micro/{name}.parquet") for name in ("table5", "table6")}
+    joint = {name for name in methods if "clf" in METHODS[name].about.tasks}
+    assert set(tables["table5"]["method"].to_pylist()) == joint
+    assert set(tables["table6"]["method"].to_pylist()) == set(methods)
+    assert tables["table5"]["accuracy"].null_count == 0
+    page = (results / "report/micro/index.html").read_text()
+    assert 'id="table-5"' in page and 'id="table-6"' in page
 
 
 def test_killed_worker_ends_with_the_same_weights(write_experiment: Callable[..., Path], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ CLASSES = 3
 
 def settings(variant: str) -> Settings:
     experiment = Experiment(name="test", datasets=({"name": "phantom"},), preset="tiny")
-    return experiment.settings("phantom", variant)
+    return experiment.settings("phantom", "btinet", variant)
 
 
 def tiny(variant: str = "full", seed: int = 0) -> BTINet:

@@ -104,13 +104,14 @@ def test_every_table_is_there(page):
         "Mean",
         "Table A17",
         "Table A18",
+        "Table 6",
         "Table 2",
         "Table 3",
         "AUROC of every",
         "BTI-Net here",
         "The runs",
     )
-    assert [caption.startswith(start) for caption, start in zip(captions, starts, strict=True)] == [True] * 8
+    assert [caption.startswith(start) for caption, start in zip(captions, starts, strict=True)] == [True] * 9
     for run_id in ("busi-btinet-42", "phantom-unet-42"):
         assert f">{run_id}<" in page
     assert "the method does not classify" in page
@@ -121,6 +122,14 @@ def test_numbers_are_the_tables(page, tables):
     row = next(row for row in tables["segmentation"].to_pylist() if row["method"] == "btinet")
     assert f"{row['iou']:.1f} <span>± {row['iou_std']:.1f}</span><small>paper 74.5 ± 0.3</small>" in page
     assert "<small>paper 0.824</small>" in page  # Table 2, BUSI, D2
+
+
+def test_methods_are_beside_the_paper(page, tables):
+    (row,) = (row for row in tables["table6"].to_pylist() if (row["dataset"], row["method"]) == ("busi", "unet"))
+    difference = f"{row['iou_difference']:+.2f}".replace("-", "−")
+    assert f"<td>{row['iou']:.2f}</td><td>66.42 <span>± 1.12</span></td><td>{difference}</td>" in page
+    assert 'href="#table-6"' in page
+    assert "table-5" not in page  # BTI-Net is the only joint method
 
 
 def test_bold_means_better_than_monte_carlo(page, tables):

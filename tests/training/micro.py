@@ -78,7 +78,7 @@ class Bench(NamedTuple):
         """An untrained model's task."""
         settings = self.bound.run.settings
         torch.manual_seed(SEED)
-        model = build("btinet", settings.model, classes=3)
+        model = build(self.bound.run.method, settings.model, classes=3)
         return Stage1Task(model, settings.loss) if stage == 1 else Stage2Task(model, settings.loss)
 
     def train(self, *stages: int, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:

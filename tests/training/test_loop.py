@@ -20,7 +20,7 @@ from btinet.storage import Storage
 from btinet.training import loop
 from btinet.training.checkpoint import Checkpoints
 from btinet.training.data import SplitData
-from btinet.training.loop import LossBalance, NonFiniteLossError, Progress, Trained, fit
+from btinet.training.loop import NonFiniteLossError, Progress, Trained, fit
 from btinet.training.tasks import Task
 from tests.training.micro import SEED, Bench
 
@@ -89,23 +89,25 @@ class TestWhatIsTrained:
 
     def test_stage_2_minimises_the_weighted_gate_loss(self, micro: Callable[..., Bench]) -> None:
         bench = micro(loss={"gate_weight": 0.5})
-        losses = bench.task(2)(bench.data("train").batch(np.arange(4)), 0.82, Ranks())
-        assert losses.keys() == {"gate", "loss"}
-        assert losses["loss"].item() == pytest.approx(0.5 * losses["gate"].item(), rel=1e-6)
+        task = bench.task(2)
+        losses = task(bench.data("train").batch(np.arange(4)), Ranks())
+        assert losses.keys() == {"gate"}
+        assert task.balance().total(losses).item() == pytest.approx(0.5 * losses["gate"].item(), rel=1e-6)
         assert losses["gate"].item() > 0
 
     def test_stage_1_minimises_the_weighted_task_losses(self, micro: Callable[..., Bench]) -> None:
         bench = micro()
-        losses = bench.task(1)(bench.data("train").batch(np.arange(4)), 0.75, Ranks())
-        assert losses.keys() == {"tversky", "boundary", "texture", "seg", "clf", "loss"}
-        expected = 0.75 * losses["seg"].item() + 0.25 * losses["clf"].item()
-        assert losses["loss"].item() == pytest.approx(expected, rel=1e-6)
+        task = bench.task(1)
+        losses = task(bench.data("train").batch(np.arange(4)), Ranks())
+        assert losses.keys() == {"tversky", "boundary", "texture", "seg", "clf"}
+        expected = 0.82 * losses["seg"].item() + 0.18 * losses["clf"].item()
+        assert task.balance().total(losses).item() == pytest.approx(expected, rel=1e-6)
 
     def test_stage_1_can_learn(self, micro: Callable[..., Bench]) -> None:
         """Seven images, again and again, without augmentation or dropout."""
         bench = micro(
             model={"dropout": 0.0},
-            loss={"adaptive": False},
+            loss={"balance": "fixed"},
             train={
                 "flip_probability": 0,
                 "rotate_probability": 0,
@@ -247,59 +249,6 @@ class TestSchedule:
         assert trained.best_epoch == 4
         assert not changed(trained.best_weights, after_epoch[3])
         assert changed(trained.best_weights, after_epoch[2])
-
-
-class TestLossBalance:
-    """r = L(t) / L(t-1) in [0.5, 2]; weight * r, renormalised, that of segmentation in [0.70, 0.92] (notes B10)."""
-
-    @pytest.mark.parametrize(
-        "losses, expected",
-        [
-            ([], 0.82),
-            ([(1.0, 1.0)], 0.82),  # nothing to compare with yet
-            ([(0.7, 2.0), (0.7, 2.0)], 0.82),
-            ([(1.0, 1.0), (0.8, 1.0)], 0.656 / 0.836),  # it improves faster, so it loses weight
-            ([(1.0, 1.0), (1.0, 0.8)], 0.82 / 0.964),
-            ([(1.0, 1.0), (0.8, 1.0), (0.8, 0.9)], (0.656 / 0.836) / (0.656 / 0.836 + 0.9 * 0.18 / 0.836)),
-            ([(1.0, 1.0), (9.0, 1.0)], 1.64 / 1.82),  # 9 counts as 2
-            ([(1.0, 1.0), (1.0, 0.01)], 0.82 / 0.91),  # 0.01 counts as 0.5
-            ([(1.0, 1.0), (0.01, 1.0)], 0.70),  # 0.41 / 0.59 = 0.695
-            ([(1.0, 1.0), (2.0, 0.5)], 0.92),  # 1.64 / 1.73 = 0.948
-            ([(1.0, 1.0), (2.0, 0.5), (2.0, 0.5)], 0.92),
-        ],
-    )
-    def test_weights(self, losses: list[tuple[float, float]], expected: float) -> None:
-        balance = LossBalance(LossSettings())
-        for val_seg, val_clf in losses:
-            balance.update(val_seg, val_clf)
-        assert balance.seg == pytest.approx(expected, rel=1e-12)
-
-    def test_fixed(self) -> None:
-        balance = LossBalance(LossSettings(adaptive=False, seg_weight=0.5))
-        for losses in ((1.0, 1.0), (2.0, 0.5)):
-            balance.update(*losses)
-        assert balance.seg == 0.5
-
-    def test_restored_it_goes_on(self) -> None:
-        one, other = LossBalance(LossSettings()), LossBalance(LossSettings())
-        one.update(1.0, 1.0)
-        one.update(0.8, 1.0)
-        other.restore(one.state())
-        for balance in (one, other):
-            balance.update(0.8, 0.9)
-        assert one.seg == other.seg
-        assert one.seg not in (0.82, 0.656 / 0.836)
-
-    def test_history_records_the_weights_used(self, micro: Callable[..., Bench]) -> None:
-        bench = micro(train={"stage1": {"epochs": 3}})
-        settings = bench.bound.run.settings.train
-        history = run_fit(bench.task(1), bench.data("train"), bench.data("val"), settings, bench.folder(1)).history
-        balance = LossBalance(LossSettings())
-        for row in history:
-            assert row["seg_weight"] == balance.seg
-            assert row["clf_weight"] == 1 - balance.seg
-            balance.update(float(row["val_seg"]), float(row["val_clf"]))
-        assert history[2]["seg_weight"] != 0.82
 
 
 class TestNonFiniteLoss:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -19,7 +20,7 @@ from btinet.storage import Storage
 from btinet.training.stage import epochs_file, train_stage
 from tests.training.micro import CPU, Bench, bench
 
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "model": {"dropout": 0.0},
     "train": {
         "batch_size": 8,
@@ -28,6 +29,7 @@ CHANGES = {
     },
 }
 STAGES = pytest.mark.parametrize("stage", [1, 2])
+BALANCES = ["adaptive", "uncertainty", "gradnorm", "pcgrad"]
 
 
 def work(rank: int, folder: str, bound: BoundRun) -> None:
@@ -71,12 +73,16 @@ def history(bound: BoundRun, stage: int, root: Storage) -> pa.Table:
 
 @STAGES
 def test_same_history(one: Bench, two: dict[int, Storage], stage: int) -> None:
+    assert_same_history(one, two[stage], stage)
+
+
+def assert_same_history(one: Bench, two: Storage, stage: int, tolerance: float = 5e-4) -> None:
     expected = history(one.bound, stage, one.root).to_pylist()
-    found = history(one.bound, stage, two[stage]).to_pylist()
+    found = history(one.bound, stage, two).to_pylist()
     assert len(found) == 2
     for row, wanted in zip(found, expected, strict=True):
         numbers = {name: value for name, value in wanted.items() if isinstance(value, float)}
-        assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=5e-4, abs=1e-6)
+        assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=tolerance, abs=1e-6)
         assert {name: row[name] for name in wanted.keys() - numbers.keys()} == {
             name: wanted[name] for name in wanted.keys() - numbers.keys()
         }
@@ -84,10 +90,14 @@ def test_same_history(one: Bench, two: dict[int, Storage], stage: int) -> None:
 
 @STAGES
 def test_same_weights(one: Bench, two: dict[int, Storage], stage: int) -> None:
+    assert_same_weights(one, two[stage], stage)
+
+
+def assert_same_weights(one: Bench, two: Storage, stage: int) -> None:
     """What training changed is the same; single weights may differ, as Adam makes much of gradients that are rounding
     errors."""
     name = f"runs/{one.bound.run_id}/stage{stage}/model.safetensors"
-    found, expected = load_file(Path(two[stage].path) / name), load_file(Path(one.root.path) / name)
+    found, expected = load_file(Path(two.path) / name), load_file(Path(one.root.path) / name)
     before = one.task(1).model.state_dict() if stage == 1 else load_file(one.folder(1) / "model.safetensors")
     assert found.keys() == expected.keys()
     trained = [name for name in expected if not torch.equal(expected[name], before[name])]
@@ -108,3 +118,40 @@ def test_same_batchnorm_statistics(one: Bench, two: dict[int, Storage]) -> None:
     assert len(statistics) > 100
     for name in statistics:
         torch.testing.assert_close(found[name], expected[name], rtol=5e-3, atol=1e-4)
+
+
+def work_on_all(rank: int, folder: str, bounds: dict[str, BoundRun]) -> None:
+    """Stage 1 of each run in a storage of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for name, bound in bounds.items():
+        train_stage(bound, 1, Storage(f"{folder}/{name}"), CPU)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Bench, Storage]]:
+    """A method with five pairs of heads under every balance that has a part in the step: by one process, by two."""
+    ones, folder = {}, tmp_path_factory.mktemp("balanced-two")
+    for name in BALANCES:
+        stage1 = {"epochs": 2, "learning_rate": 1e-6}  # its BatchNorms over 1x1 maps make much of rounding errors
+        changes = CHANGES | {
+            "methods": ["mti-net"],
+            "loss": {"balance": name},
+            "train": CHANGES["train"] | {"stage1": stage1},
+        }
+        ones[name] = bench(tmp_path_factory.mktemp("balanced"), tmp_path_factory.getbasetemp(), **changes)
+        ones[name].train(1)
+        shutil.copytree(Path(ones[name].root.path) / "datasets", folder / f"{name}/datasets")
+    mp.spawn(work_on_all, (str(folder), {name: one.bound for name, one in ones.items()}), nprocs=2)
+    return {name: (one, Storage(str(folder / name))) for name, one in ones.items()}
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_same_numbers_with_several_heads(balanced: dict[str, tuple[Bench, Storage]], balance: str) -> None:
+    one, two = balanced[balance]
+    assert_same_history(one, two, 1, tolerance=1e-4)
+    assert_same_weights(one, two, 1)
+    weights, found = (history(one.bound, 1, root)["seg_weight"].to_pylist() for root in (one.root, two))
+    assert found == pytest.approx(weights, rel=1e-6)
+    assert (weights[0] != weights[1]) == (balance in ("uncertainty", "gradnorm"))

@@ -1,0 +1,129 @@
+"""Every method, from images to the tables that compare them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from btinet import cli
+from btinet.binding import bind_all
+from btinet.config import BoundRun, load_experiment
+from btinet.evaluation.evaluate import evaluate, predictions_file
+from btinet.models.registry import METHODS
+from btinet.partitions import read_partition
+from btinet.results import headline_rows
+from btinet.training.stage import epochs_file, train_stage
+from tests.training.micro import CPU, Bench, bench, one_thread  # noqa: F401
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+CHANGES = {"methods": list(METHODS), "train": {"stage1": {"epochs": 2}, "stage2": {"epochs": 1}}}
+SEGMENT_ONLY = {name for name, method in METHODS.items() if "clf" not in method.about.tasks}
+
+
+class Compared(NamedTuple):
+    bench: Bench
+    bounds: dict[str, BoundRun]
+    """By method."""
+    printed: str
+    """By ``btinet analyse``."""
+    tables: dict[str, pa.Table]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """All methods trained, evaluated and analysed."""
+    made = bench(tmp_path_factory.mktemp("methods"), tmp_path_factory.getbasetemp(), **CHANGES)
+    bounds = bind_all(made.experiment, made.root)
+    for bound in bounds:
+        for stage in bound.run.stages:
+            train_stage(bound, stage, made.root, CPU)
+        evaluate(bound, made.root, CPU)
+    analysed = CliRunner().invoke(cli.app, ["analyse", "-e", str(made.file)], env={"COLUMNS": "200"})
+    assert analysed.exit_code == 0, analysed.output
+    files = (made.root / "analysis/micro").find(".parquet")
+    tables = {file.name.removesuffix(".parquet"): file.read_table() for file in files}
+    return Compared(made, {bound.run.method: bound for bound in bounds}, analysed.stdout, tables)
+
+
+def test_every_method_trains(compared: Compared) -> None:
+    for method, bound in compared.bounds.items():
+        assert bound.run.stages == ((1, 2) if method == "btinet" else (1,))
+        history = read_partition(epochs_file(compared.bench.root, bound, 1)).to_pylist()
+        assert [row["epoch"] for row in history] == [1, 2], method
+        assert ("train_clf" in history[0]) == ("val_accuracy" in history[0]) == (method not in SEGMENT_ONLY)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predictions_have_what_the_method_gives(compared: Compared, method: str) -> None:
+    rows = read_partition(predictions_file(compared.bench.root, compared.bounds[method]))
+    classifies = method not in SEGMENT_ONLY
+    present = {
+        name: rows[name].null_count == 0 for name in ("iou", "y_pred", "correct", "probs", "w_seg", "mc_seg_var")
+    }
+    assert present.pop("iou")
+    assert present.pop("w_seg") == (method == "btinet")
+    has_dropout = present.pop("mc_seg_var")
+    assert has_dropout == (rows["mc_T"].null_count == 0)
+    assert set(present.values()) == {classifies}
+    assert (rows["mc_clf_entropy"].null_count == 0) == (has_dropout and classifies)
+
+
+def test_tables(compared: Compared) -> None:
+    tables = compared.tables
+    table5, table6 = (tables[name].to_pylist() for name in ("table5", "table6"))
+    assert {row["method"] for row in table5} == METHODS.keys() - SEGMENT_ONLY
+    assert {row["method"] for row in table6} == METHODS.keys()
+    assert [row["method"] for row in table6][6] == "btinet"
+    for row in table5:
+        predictions = read_partition(predictions_file(compared.bench.root, compared.bounds[row["method"]])).to_pylist()
+        test = [sample for sample in predictions if (sample["stage"], sample["split"]) == (row["stage"], "test")]
+        assert row["accuracy"] == pytest.approx(100 * sum(sample["correct"] for sample in test) / len(test))
+    for name, table in tables.items():
+        methods = set(table["method"].to_pylist())
+        assert methods in ({}.keys(), METHODS.keys(), METHODS.keys() - SEGMENT_ONLY), name
+
+
+def test_a_method_that_does_not_classify_has_a_dash(compared: Compared) -> None:
+    rows = {row["setting"].split("/")[1]: row for row in headline_rows(compared.tables)}
+    assert rows.keys() == METHODS.keys()
+    assert {method for method, row in rows.items() if row["acc %"] == "–"} == SEGMENT_ONLY
+    assert {method for method, row in rows.items() if row["w_seg D1"] == "–"} >= METHODS.keys() - {"btinet"}
+
+
+def test_the_page_and_the_terminal_show_them(compared: Compared) -> None:
+    page = (compared.bench.root / "report/micro/index.html").read_bytes().decode()
+    for section in ("table-5", "table-6"):
+        assert f'<section id="{section}">' in page and f'href="#{section}"' in page
+    for bound in compared.bounds.values():
+        assert bound.run_id in page
+    for title in ("Table 5: joint methods", "Table 6: segmentation methods"):
+        assert title in compared.printed
+
+
+@pytest.mark.parametrize(
+    ("number", "methods"),
+    [
+        (5, ["btinet", *(name for name in METHODS if name not in SEGMENT_ONLY | {"btinet"})]),
+        (6, ["btinet", *(name for name in METHODS if name in SEGMENT_ONLY)]),
+    ],
+)
+def test_experiments(number: int, methods: list[str]) -> None:
+    """The full ones are the paper's datasets and seeds; the small ones have every method, on two cores."""
+
+    def runs(name: str) -> list[str]:
+        return CliRunner().invoke(cli.app, ["runs", "-e", str(EXPERIMENTS / name)]).stdout.split()
+
+    assert runs(f"table{number}.yaml") == [
+        f"{dataset}/{method}/full/{seed}"
+        for dataset in ("busi", "ham10000", "brisc2025")
+        for method in methods
+        for seed in (42, 123, 456)
+    ]
+    assert runs(f"table{number}-cpu.yaml") == [f"busi/{method}/full/42" for method in methods]
+    full, small = (load_experiment(EXPERIMENTS / f"table{number}{suffix}.yaml") for suffix in ("", "-cpu"))
+    assert (full.preset, small.preset) == ("paper", "paper")
+    assert (full.resources.gpus_per_worker, small.resources.gpus_per_worker) == (1, 0)
