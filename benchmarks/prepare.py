@@ -116,12 +116,12 @@ def compare_reading(settings: DatasetSettings, folder: Path, rounds: int, steps:
     rows = load_split(storage, prepared, "paper", 42).rows("train")
     size = run.settings.train.batch_size
     task = Stage1Task(build("btinet", run.settings.model, len(prepared.manifest.classes)), run.settings.loss)
-    optimizer = torch.optim.Adam(task.parameters())
+    balance, optimizer = task.balance(), torch.optim.Adam(task.parameters())
     data = SplitData(prepared, rows, torch.device("cpu"))
     batches = data.shuffled(size, [0], Ranks())
 
     def train() -> None:
-        loss = task(next(batches), run.settings.loss.seg_weight, Ranks())["loss"]
+        loss = balance.total(task(next(batches), Ranks()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

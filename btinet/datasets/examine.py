@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from btinet.datasets.duplicates import clusters, fingerprint
 from btinet.datasets.sample import Check, Finding, Pixels, Reader, Sample, SampleError, Severity
@@ -74,17 +76,26 @@ def examine(reader: Reader, sample: Sample) -> Examined | Finding:
         "source_height": image.shape[0],
         "source_width": image.shape[1],
         "marked": np.count_nonzero(mask) / mask.size,
-        "pixels_sha256": hashlib.sha256(np.array(image.shape).tobytes() + image.tobytes()).hexdigest(),
+        "pixels_sha256": _pixels_sha256(image),
         "fingerprint": fingerprint(image),
     }
     return Examined(sample, pixels, facts)
 
 
+def _pixels_sha256(image: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(np.array(image.shape).data)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
 def map_in_order(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """``map`` on a few threads, in order; no more than a few results wait to be taken, so memory is bounded."""
+    """``map`` on a few threads, in order; no more than a few results wait to be taken, so memory is bounded.
+
+    The threads share the cores as they are: BLAS, which would start as many again in each, is held to one.
+    """
     workers = min(8, os.cpu_count() or 1)
     pending: deque[Future[Out]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) == 4 * workers:

@@ -21,10 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import Image
 
 from btinet.config import DatasetSettings, json_hash
 from btinet.datasets.duplicates import find_duplicates
@@ -140,7 +139,7 @@ def prepare(
                 count=len(facts),
                 files=_file_entries(folder, _store_files(folder)),
                 source=Source(origin=reader.origin, fingerprint=fingerprint),
-                versions={package: version(package) for package in ("btinet", "numpy", "pillow", "torch")},
+                versions={package: version(package) for package in ("btinet", "numpy", "pillow")},
             ),
         )
         pointer.write_json({"hash": content_hash})
@@ -222,12 +221,18 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     unit = np.uint32(2 * size)
     low, high, weight = _neighbours(height, size)
     flat = image.reshape(height, width * channels)
-    rows = flat.take(low, axis=0) * (unit - weight)[:, None] + flat.take(high, axis=0) * weight[:, None]
+    rows = flat.take(low, axis=0) * (unit - weight)[:, None]
+    rows += flat.take(high, axis=0) * weight[:, None]
     low, high, weight = _neighbours(width, size)
-    columns = (np.repeat(each * channels, channels) + np.tile(np.arange(channels), size) for each in (low, high))
-    left, right = (rows.take(column, axis=1) for column in columns)
+    left, right = (np.add.outer(each * channels, np.arange(channels)).ravel() for each in (low, high))
     weight = np.repeat(weight, channels)
-    resized = (left * (unit - weight) + right * weight + unit * unit // np.uint32(2)) // (unit * unit)
+    resized = rows.take(left, axis=1)  # in place from here: these arrays are most of the time
+    resized *= unit - weight
+    rows = rows.take(right, axis=1)
+    rows *= weight
+    resized += rows
+    resized += unit * unit // np.uint32(2)
+    resized //= unit * unit
     return resized.astype(np.uint8).reshape(size, size, channels)
 
 
@@ -240,7 +245,8 @@ def _neighbours(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.in
 
 def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resize [H, W] to [size, size] by the nearest pixel (cv2.INTER_NEAREST)."""
-    return F.interpolate(torch.from_numpy(mask)[None, None], (size, size), mode="nearest")[0, 0].numpy()
+    rows, columns = (np.arange(size) * length // size for length in mask.shape)
+    return mask[np.ix_(rows, columns)]
 
 
 def _write_files(
@@ -342,7 +348,7 @@ def _decode(reader: Reader, sample: Sample, image_size: int) -> Decoded | Findin
 
 def _intensity(image: NDArray[np.uint8]) -> dict[str, float]:
     """Mean and standard deviation over pixels and channels, from the exact counts of the 256 values."""
-    counts = np.bincount(image.ravel(), minlength=256)
+    counts = np.array(Image.fromarray(image).histogram()).reshape(-1, 256).sum(0)
     values = np.arange(256)
     mean = float(counts @ values) / image.size
     variance = float(counts @ (values - mean) ** 2) / image.size
