@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ KEPT = ("BTINET_TEST_SHARED", "BTINET_S3_VENV")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is imported, hide the user's settings, credentials and caches from the tests."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job: children would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     home = config.stash[_home] = Path(tempfile.mkdtemp(prefix="btinet-tests-"))
     for name in list(os.environ):
         if name.startswith(FOREIGN) and name not in KEPT:
