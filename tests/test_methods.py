@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from btinet import cli
 from btinet.binding import bind_all
-from btinet.config import BoundRun, load_experiment
+from btinet.config import PRESETS, BoundRun, ModelSettings, load_experiment
 from btinet.evaluation.evaluate import evaluate, predictions_file
-from btinet.models.registry import METHODS
+from btinet.models.registry import METHODS, build
 from btinet.partitions import read_partition
 from btinet.results import headline_rows
 from btinet.training.stage import epochs_file, train_stage
@@ -66,10 +67,27 @@ def test_predictions_have_what_the_method_gives(compared: Compared, method: str)
     }
     assert present.pop("iou")
     assert present.pop("w_seg") == (method == "btinet")
-    has_dropout = present.pop("mc_seg_var")
-    assert has_dropout == (rows["mc_T"].null_count == 0)
+    varies = dropout_varies(method)
+    assert present.pop("mc_seg_var") == varies["seg"]
+    assert (rows["mc_clf_entropy"].null_count == 0) == varies["clf"]
+    assert (rows["mc_T"].null_count == 0) == any(varies.values())
     assert set(present.values()) == {classifies}
-    assert (rows["mc_clf_entropy"].null_count == 0) == (has_dropout and classifies)
+
+
+def dropout_varies(method: str) -> dict[str, bool]:
+    """Which of the method's predictions change from pass to pass with active dropout."""
+    torch.manual_seed(0)
+    model = build(method, ModelSettings.model_validate(PRESETS["tiny"]["model"]), classes=3).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        one, other = model(images), model(images)
+    return {
+        "seg": not torch.equal(one.seg_logits, other.seg_logits),
+        "clf": one.clf_logits is not None and not torch.equal(one.clf_logits, other.clf_logits),
+    }
 
 
 def test_tables(compared: Compared) -> None:
