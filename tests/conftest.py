@@ -1,4 +1,4 @@
-"""What every test shares: an environment of its own, the shared folder, a real S3 server."""
+"""What every test shares: an environment of its own, the shared folder, a real S3 server, a real browser."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.browser import chromium, quiet_page
 
 REPOSITORY = Path(__file__).parents[1]
 FOREIGN = ("AWS_", "BTINET_", "PREFECT_", "RAY_ADDRESS", "DVC_")
@@ -103,3 +106,17 @@ def s3_env(monkeypatch: pytest.MonkeyPatch, s3_server: S3Server) -> S3Server:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium. A module's own: while Playwright runs, an event loop runs in this thread."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty page of the browser; errors in its console, and requests beyond this machine, fail the test."""
+    with quiet_page(browser) as opened:
+        yield opened
