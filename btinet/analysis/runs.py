@@ -72,37 +72,3 @@ def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:
         val, test = (rows.filter(pc.equal(rows["split"], split)) for split in ("val", "test"))
         runs.append(EvaluatedRun(key, val, test))
     return runs
-
-
-def over_seeds(per_run: pa.Table, values: Sequence[str], within: Sequence[str] = ()) -> pa.Table:
-    """Mean and sample standard deviation (ddof=1, paper notes B22) over the runs of each setting.
-
-    Args:
-        per_run: columns of :data:`RUN`, ``note`` (why a value is null, else null), ``within`` and ``values``.
-        values: columns to summarise.
-        within: columns that tell several rows of one run apart.
-
-    Returns:
-        One row per setting and ``within``: ``seeds`` (number of runs); for each value its mean over the runs
-        that have it and ``<value>_std``, null below two such runs; ``note``.
-    """
-    keys = [*SETTING, *within]
-    grouped = per_run.group_by(keys, use_threads=False).aggregate(
-        [("seed", "list"), ("note", "list")]
-        + [(value, "mean") for value in values]
-        + [(value, "stddev", pc.VarianceOptions(ddof=1)) for value in values]
-    )
-    columns = {key: grouped[key] for key in keys}
-    columns["seeds"] = pc.list_value_length(grouped["seed_list"])
-    for value in values:
-        columns[value] = grouped[f"{value}_mean"]
-        columns[f"{value}_std"] = grouped[f"{value}_stddev"]
-    pairs = zip(grouped["seed_list"].to_pylist(), grouped["note_list"].to_pylist(), strict=True)
-    columns["note"] = pa.array([_joined(seeds, notes) for seeds, notes in pairs], pa.string())
-    return pa.table(columns)
-
-
-def _joined(seeds: list[int], notes: list[str | None]) -> str | None:
-    if len(set(notes)) == 1:
-        return notes[0]
-    return "; ".join(f"seed {seed}: {note}" for seed, note in zip(seeds, notes, strict=True) if note)

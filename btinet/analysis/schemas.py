@@ -243,13 +243,21 @@ CONTRACTS = {
         "known to be inconsistent in the printed value",
     ),
     "rank_agreement": Contract(
-        pa.schema([*_strings("artefact", "dataset", "column"), *_ints("cells"), *_floats("tau", "p"), *NOTE]),
-        "a column of the paper's: Kendall's tau-b between our cells and the printed ones",
+        pa.schema([*_strings("artefact", "dataset", "preset", "column"), *_ints("cells"), *_floats("tau", "p"), *NOTE]),
+        "a column of the paper's: Kendall's tau-b between our cells and the printed ones; dataset is null where the "
+        "cells are the datasets (A17, A18)",
     ),
     "claims": Contract(
-        pa.schema([*_strings("claim", "source", "dataset", "verdict", "numbers", "reason")]),
-        "a statement of the paper for one dataset: verdict holds, does not hold, or cannot be told; numbers: what it "
-        "rests on, with intervals; reason: why it cannot be told, or what to know",
+        pa.schema(
+            [
+                *_strings("claim", "source", "dataset", "preset"),
+                pa.field("stated", pa.bool_()),
+                *_strings("verdict", "numbers", "reason"),
+            ]
+        ),
+        "a statement of the paper and a dataset (stated: whether the paper makes it of this dataset): verdict holds, "
+        "does not hold, or cannot be told; numbers: what it rests on, with intervals; reason: why it cannot be told, "
+        "or what to know. Datasets without runs last",
     ),
 }
 """Name of a table -> its contract, in the order in which people read them."""

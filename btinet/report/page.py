@@ -43,7 +43,7 @@ def render(
         table3=tables.table3(analysis["table3"], printed),
         table5=tables.table5(analysis["table5"]),
         table6=tables.table6(analysis["table6"]),
-        signals=tables.signals(analysis["failure_summary"]),
+        signals=tables.signals(analysis["detection"]),
         comparison=tables.comparison(analysis["comparison"]),
         curves=figures.training_curves(epochs, runs) if epochs is not None else [],
         runs=tables.runs(runs, analysis["classification_runs"]),

@@ -194,9 +194,11 @@ def table3(table: pa.Table, printed: Printed) -> HtmlTable:
     )
 
 
-def signals(failure_summary: pa.Table) -> HtmlTable:
+def signals(detection: pa.Table) -> HtmlTable:
     """AUROC of every signal at every level on test (the layout of Tables A3 and A4)."""
-    test = failure_summary.filter(pc.field("split") == "test")
+    primary = pc.field("population") == pc.if_else(pc.field("task") == "seg", "positives", "all")
+    shown = pc.field("signal").isin(list(SIGNAL_LABELS))
+    test = detection.filter((pc.field("split") == "test") & primary & shown)
     rows = []
     tasks = {"seg": "segmentation", "clf": "classification"}
     for group in _groups(test, "task", "signal"):
@@ -335,11 +337,11 @@ def _count(row: Row, name: str, printed: Printed | None = None, artefact: str = 
 
 def _digits(artefact: str, quantity: str) -> int:
     """Decimals that the paper prints."""
-    if quantity == "n":
+    if quantity.split()[-1] in ("n", "n_wrong", "n_correct"):
         return 0
-    if artefact in ("2", "3"):
-        return 3
-    return 1 if artefact == "A17" or quantity == "accuracy" else 2
+    if artefact in ("4", "5", "6", "A18"):
+        return 1 if quantity == "accuracy" else 2
+    return 1 if artefact == "A17" else 3
 
 
 def _number(value: float | None, digits: int) -> str:
