@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from btinet.config import BoundRun, DatasetSettings, Experiment, Run
@@ -11,7 +11,7 @@ from btinet.datasets.prepare import Prepared, import_store, prepare
 from btinet.datasets.prepared import open_prepared
 from btinet.datasets.splits import load_split, split_id
 from btinet.errors import InputError
-from btinet.models.registry import method_class
+from btinet.models.registry import TRANSFORMERS, method_class
 from btinet.storage import Storage, file_sha256
 from btinet.training.stage import weights_file
 
@@ -31,7 +31,7 @@ def check_inputs(experiment: Experiment) -> None:
     """
     for method in experiment.methods:
         method_class(method)
-    _weights_path(experiment)
+    _weights_paths(experiment)
 
 
 def prepare_dataset(
@@ -49,23 +49,27 @@ def prepare_dataset(
     return result
 
 
-def publish_weights(experiment: Experiment, root: Storage) -> str | None:
-    """Put the encoder's initial weights into storage for the workers; their SHA-256, None when none are used."""
-    path = _weights_path(experiment)
-    if path is None:
-        return None
-    sha256 = file_sha256(path)
-    target = weights_file(root, sha256)
-    if not target.exists():
-        target.upload(path)
-    return sha256
+def publish_weights(experiment: Experiment, root: Storage) -> dict[str, str]:
+    """Put initial weights into storage for the workers; SHA-256 by the name of the pretrained model."""
+    published = {}
+    for name, path in _weights_paths(experiment).items():
+        published[name] = file_sha256(path)
+        target = weights_file(root, published[name])
+        if not target.exists():
+            target.upload(path)
+    return published
 
 
-def bind(run: Run, prepared_hash: str, weights_sha256: str | None) -> BoundRun:
-    """Tie a run to its data and initial weights."""
-    split = split_id(run.dataset.split, run.seed)
-    weights = weights_sha256 if method_class(run.method).shares_encoder else None
-    return BoundRun(run=run, prepared=prepared_hash, split=split, weights_sha256=weights)
+def bind(run: Run, prepared_hash: str, weights: Mapping[str, str]) -> BoundRun:
+    """Tie a run to its data and initial weights, as :func:`publish_weights` gives them."""
+    method = method_class(run.method)
+    return BoundRun(
+        run=run,
+        prepared=prepared_hash,
+        split=split_id(run.dataset.split, run.seed),
+        weights_sha256=weights.get(run.settings.model.encoder) if method.shares_encoder else None,
+        transformer_sha256=weights.get(method.transformer) if method.transformer else None,
+    )
 
 
 def bind_one(experiment: Experiment, key: str, root: Storage, store: Path | None = None) -> BoundRun:
@@ -106,19 +110,37 @@ def _prepared_hash(experiment: Experiment, dataset: DatasetSettings, root: Stora
     return manifest.hash
 
 
-def _weights_path(experiment: Experiment) -> Path | None:
-    runs = experiment.runs()
-    if not any(run.settings.model.pretrained and method_class(run.method).shares_encoder for run in runs):
-        return None
+def _weights_paths(experiment: Experiment) -> dict[str, Path]:
+    """Files of initial weights that the experiment's methods use, by the name of the pretrained model."""
+    unknown = experiment.transformer_weights.keys() - TRANSFORMERS
+    if unknown:
+        raise InputError(
+            f"transformer_weights: no method starts from {', '.join(sorted(unknown))}; "
+            f"choose from {', '.join(sorted(TRANSFORMERS))}"
+        )
+    runs = [run for run in experiment.runs() if run.settings.model.pretrained]
+    methods = [method_class(run.method) for run in runs]
+    paths = {}
+    if any(method.shares_encoder for method in methods):
+        paths[runs[0].settings.model.encoder] = _encoder_weights(experiment)
+    for name, file in experiment.transformer_weights.items():
+        if any(method.transformer == name for method in methods):
+            paths[name] = _existing(file, f"transformer_weights: {name}", "the experiment")
+    return paths
+
+
+def _encoder_weights(experiment: Experiment) -> Path:
     given = experiment.weights or os.environ.get("BTINET_WEIGHTS")
     if not given:
         raise InputError(
             "model.pretrained is true and no weights file is given: pass --weights FILE or set BTINET_WEIGHTS "
             "(README, 'ImageNet weights', says how to get one), or set model.pretrained: false"
         )
-    path = Path(given).expanduser()
+    return _existing(given, "weights", "the experiment" if experiment.weights else "BTINET_WEIGHTS")
+
+
+def _existing(file: str, field: str, source: str) -> Path:
+    path = Path(file).expanduser()
     if not path.is_file():
-        raise InputError(
-            f"weights: {path}: no such file (from {'the experiment' if experiment.weights else 'BTINET_WEIGHTS'})"
-        )
+        raise InputError(f"{field}: {path}: no such file (from {source})")
     return path

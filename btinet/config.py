@@ -240,6 +240,8 @@ class BoundRun(Strict):
     """Identity of the split table, e.g. ``paper-s42``."""
     weights_sha256: str | None
     """Hash of the encoder's initial weights; None when it starts from random ones."""
+    transformer_sha256: str | None = None
+    """Hash of the transformer layers' initial weights; None when they start from random ones, or there are none."""
 
     @property
     def run_id(self) -> str:
@@ -255,6 +257,8 @@ class BoundRun(Strict):
             "split": self.split,
             "weights": self.weights_sha256,
         }
+        if self.transformer_sha256 is not None:
+            identity["transformer"] = self.transformer_sha256
         return f"{run.key.replace('/', '-')}-{run.preset}-{json_hash(identity)[:10]}"
 
 
@@ -271,6 +275,9 @@ class Experiment(Strict):
     """Folder below which datasets are looked for; else BTINET_DATA_ROOT."""
     weights: str | None = None
     """safetensors file of the encoder's ImageNet weights; else BTINET_WEIGHTS."""
+    transformer_weights: dict[str, str] = {}
+    """safetensors files of ImageNet weights for the methods with transformer layers, by the name of the model that they
+    are of (docs/methods.md); layers of a model that is not named start from random values."""
     storage: StorageSettings = StorageSettings()
     resources: ResourceSettings = ResourceSettings()
     image_size: int | None = None

@@ -102,6 +102,7 @@ def _run_row(bound: BoundRun, root: Storage) -> dict[str, Any]:
         "prepared": bound.prepared,
         "split_id": bound.split,
         "weights_sha256": bound.weights_sha256,
+        "transformer_sha256": bound.transformer_sha256,
         "config": yaml.safe_dump(run.settings.model_dump(mode="json"), sort_keys=False),
         "environment": json.dumps(evaluation.environment, sort_keys=True),
         "predictions": predictions_file(root, bound).url,

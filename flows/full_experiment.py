@@ -167,8 +167,8 @@ def full_experiment(
     logger.info(f"experiment {settings.name}: {len(settings.runs())} run(s), storage {root}")
 
     hashes = {dataset.name: prepare_task(settings, dataset, root) for dataset in settings.datasets}
-    weights_sha256 = publish_weights(settings, root)
-    bounds = [bind(run, hashes[run.dataset.name], weights_sha256) for run in settings.runs()]
+    published = publish_weights(settings, root)
+    bounds = [bind(run, hashes[run.dataset.name], published) for run in settings.runs()]
     pending = [bound for bound in bounds if not _is_done(bound, root)]
     if len(pending) < len(bounds):
         logger.info(f"{len(bounds) - len(pending)} of {len(bounds)} run(s) done already")

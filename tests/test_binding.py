@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset, publish_weights
-from btinet.config import BoundRun, Experiment
+from btinet.config import PRESETS, BoundRun, Experiment, ModelSettings
 from btinet.datasets.prepare import export_store, import_store
 from btinet.datasets.prepared import open_prepared
 from btinet.errors import InputError
+from btinet.models.registry import build
 from btinet.storage import Storage
+from btinet.training.stage import load_model
 from tests.training.micro import KEY, MICRO, SEED, Bench, bench, files, finished_bench, one_thread  # noqa: F401
 
 
@@ -42,7 +47,7 @@ def pretrained(weights: str | None = None) -> Experiment:
 class TestWeights:
     def test_none_needed(self, micro: Bench) -> None:
         check_inputs(micro.experiment)
-        assert publish_weights(micro.experiment, micro.root) is None
+        assert publish_weights(micro.experiment, micro.root) == {}
         assert micro.bound.weights_sha256 is None
 
     def test_none_given(self) -> None:
@@ -65,11 +70,11 @@ class TestWeights:
         file.write_bytes(b"weights")
         monkeypatch.setenv("BTINET_WEIGHTS", "/ignored/where/the/experiment/names/a/file")
         sha256 = hashlib.sha256(b"weights").hexdigest()
-        assert publish_weights(pretrained(str(file)), micro.root) == sha256
+        assert publish_weights(pretrained(str(file)), micro.root) == {"tinynet_e": sha256}
         stored = Path(micro.root.path) / f"weights/{sha256}.safetensors"
         assert stored.read_bytes() == b"weights"
         before = files(stored.parent)
-        assert publish_weights(pretrained(str(file)), micro.root) == sha256
+        assert publish_weights(pretrained(str(file)), micro.root) == {"tinynet_e": sha256}
         assert files(stored.parent) == before
 
     def test_other_weights_another_run(self, micro: Bench, tmp_path: Path) -> None:
@@ -79,6 +84,59 @@ class TestWeights:
             file.write_bytes(content)
             ids.append(bind_one(pretrained(str(file)), KEY, micro.root).run_id)
         assert len({*ids, micro.bound.run_id}) == 3
+
+
+class TestTransformerWeights:
+    SWIN = "swin_tiny_patch4_window7_224"
+
+    def experiment(self, files: dict[str, str], **change: Any) -> Experiment:
+        methods = {"methods": ["swin-unet", "missformer"], "transformer_weights": files}
+        return Experiment.model_validate(MICRO | methods | {"model": {"pretrained": True}} | change)
+
+    def test_only_the_methods_that_start_from_them_are_other_runs(self, micro: Bench, tmp_path: Path) -> None:
+        file = tmp_path / "swin.safetensors"
+        file.write_bytes(b"weights")
+        without, given = (bind_all(self.experiment(files), micro.root) for files in ({}, {self.SWIN: str(file)}))
+        assert [bound.transformer_sha256 for bound in without] == [None, None]
+        assert [bound.transformer_sha256 for bound in given] == [hashlib.sha256(b"weights").hexdigest(), None]
+        assert [a.run_id == b.run_id for a, b in zip(without, given, strict=True)] == [False, True]
+        assert (Path(micro.root.path) / f"weights/{given[0].transformer_sha256}.safetensors").read_bytes() == b"weights"
+
+    def test_unused(self, micro: Bench) -> None:
+        """Of a method that is not compared, or where nothing is pretrained, a file need not even be there."""
+        check_inputs(self.experiment({"mit_b1": "/none"}, methods=["swin-unet"]))
+        check_inputs(self.experiment({self.SWIN: "/none"}, model={"pretrained": False}))
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({"swin": "w"}, "transformer_weights: no method starts from swin; choose from mit_b1, swin_tiny_"),
+            ({SWIN: "/none"}, rf"transformer_weights: {SWIN}: /none: no such file \(from the experiment\)"),
+        ],
+    )
+    def test_faults(self, files: dict[str, str], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            check_inputs(self.experiment(files))
+
+    def test_training_starts_from_them(self, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+        """A learning rate that moves no weight leaves what it started from."""
+        torch.manual_seed(0)
+        given = build("swin-unet", ModelSettings.model_validate(PRESETS["tiny"]["model"]), 3)
+        save_file({name: tensor.detach().clone() for name, tensor in given.transformer_parts()}, tmp_path / "swin")
+        made = bench(
+            tmp_path / "micro",
+            tmp_path_factory.getbasetemp(),
+            methods=["swin-unet"],
+            transformer_weights={self.SWIN: str(tmp_path / "swin")},
+            model={"pretrained": True},
+            train={"stage1": {"epochs": 1, "learning_rate": 1e-12}},
+        )
+        made.train(1)
+        trained = load_model(made.bound, 1, made.root, 3)
+        start = dict(given.named_parameters())
+        for name, parameter in trained.named_parameters():
+            if name.startswith(("embed.", "merges.")):
+                torch.testing.assert_close(parameter, start[name], rtol=0, atol=1e-6)
 
 
 def test_unknown_method() -> None:

@@ -164,6 +164,7 @@ class TestIdentity:
             {"bound": {"prepared": "p2"}},
             {"bound": {"split": "paper-s43"}},
             {"bound": {"weights_sha256": "0" * 64}},
+            {"bound": {"transformer_sha256": "0" * 64}},
         ],
         ids=str,
     )
@@ -184,6 +185,7 @@ class TestIdentity:
             {"evaluation": {"mc_passes": 3}},
             {"data_root": "/elsewhere"},
             {"weights": "/elsewhere/w.safetensors"},
+            {"transformer_weights": {"mit_b1": "/elsewhere/w.safetensors"}},
             {"datasets": [{"name": "phantom", "root": "/elsewhere"}]},
             {"seeds": [42, 7]},
             {"model": {"tau": 0.7}},

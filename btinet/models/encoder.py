@@ -77,10 +77,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: the file is not safetensors or does not fit this encoder.
         """
-        try:
-            weights = load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a safetensors file ({error}); see README, 'ImageNet weights'") from error
+        weights = read_weights(path)
         own = self.net.state_dict()
         given = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
         wrong = [name for name, tensor in given.items() if name not in own or tensor.shape != own[name].shape]
@@ -93,6 +90,18 @@ class Encoder(nn.Module):
         if missing:
             log.warning("%s has no %s: they start from random values", path, ", ".join(missing))
         self.net.load_state_dict(given, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); see README, 'ImageNet weights'") from error
 
 
 def expand_and_finish(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:

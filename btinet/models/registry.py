@@ -58,7 +58,17 @@ def method_class(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def build(method: str, settings: ModelSettings, classes: int, weights: Path | None = None) -> Method:
+TRANSFORMERS = {name for method in METHODS.values() if (name := method.transformer) is not None}
+"""Pretrained models that some method's transformer layers can start from."""
+
+
+def build(
+    method: str,
+    settings: ModelSettings,
+    classes: int,
+    weights: Path | None = None,
+    transformer_weights: Path | None = None,
+) -> Method:
     """A freshly initialised model.
 
     Args:
@@ -67,8 +77,11 @@ def build(method: str, settings: ModelSettings, classes: int, weights: Path | No
         classes: number of classes.
         weights: ImageNet weights of the shared encoder, a safetensors file; None where trained weights will follow,
             where training starts from random ones, and for methods with an encoder of their own.
+        transformer_weights: ImageNet weights of the method's ``transformer``, likewise.
     """
     model = method_class(method)(settings, classes)
     if weights is not None:
         model.encoder.load_pretrained(weights)
+    if transformer_weights is not None:
+        model.load_transformer(transformer_weights)
     return model

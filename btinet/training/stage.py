@@ -45,7 +45,7 @@ def epochs_file(root: Storage, bound: BoundRun, stage: int) -> Storage:
 
 
 def weights_file(root: Storage, sha256: str) -> Storage:
-    """Where an encoder's initial weights are kept for the workers, by content."""
+    """Where initial weights are kept for the workers, by content."""
     return root / "weights" / f"{sha256}.safetensors"
 
 
@@ -142,12 +142,20 @@ def _task(bound: BoundRun, stage: int, root: Storage, classes: int) -> Task:
         return Stage2Task(load_model(bound, 1, root, classes), settings.loss)
     torch.manual_seed(bound.run.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        weights = None
-        if bound.weights_sha256 is not None:
-            weights = Path(scratch) / "encoder.safetensors"
-            weights_file(root, bound.weights_sha256).download(weights)
-        model = build(bound.run.method, settings.model, classes, weights)
+        paths = [
+            _download_weights(root, sha256, Path(scratch))
+            for sha256 in (bound.weights_sha256, bound.transformer_sha256)
+        ]
+        model = build(bound.run.method, settings.model, classes, *paths)
     return Stage1Task(model, settings.loss)
+
+
+def _download_weights(root: Storage, sha256: str | None, folder: Path) -> Path | None:
+    if sha256 is None:
+        return None
+    path = folder / f"{sha256}.safetensors"
+    weights_file(root, sha256).download(path)
+    return path
 
 
 def _history_table(bound: BoundRun, history: list[Row]) -> pa.Table:

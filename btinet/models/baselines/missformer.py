@@ -11,15 +11,17 @@ position embeddings: the depthwise convolutions tell positions. Patch embedding 
 (PVTv2, which has SegFormer's), the patch expanding is Swin-UNet's.
 
 Adapted:
-- The method is its own encoder, so it does not read the EfficientNet that the other methods share; it starts from
-  random weights, as the authors train it. As theirs, it has neither dropout nor stochastic depth.
+- The method is its own encoder, so it does not read the EfficientNet that the other methods share. It starts from
+  random weights, as the authors train it; or, where the experiment has the file (`transformer_weights`), its encoder
+  from ImageNet weights of SegFormer's MiT-B1, all but the Mix-FFN's LayerNorm, which that has not. As theirs, it has
+  neither dropout nor stochastic depth.
 - The authors' release has 42.462 M parameters, 7.01 M of which never receive a gradient (the first decoder level but
   for its patch expanding, two unused LayerNorms in every Mix-FFN); those are left out.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from timm.models.pvt_v2 import Attention, OverlapPatchEmbed
 
 from btinet.config import ModelSettings
 from btinet.models.baselines.swin_unet import ImageNetNormalize, PatchExpand
-from btinet.models.method import About, Method
+from btinet.models.method import About, Method, named
 from btinet.models.output import Output
 
 BLOCKS = 2
@@ -58,6 +60,7 @@ class MISSFormer(Method):
         ("seg",),
     )
     shares_encoder = False
+    transformer = "mit_b1"
 
     def __init__(self, settings: ModelSettings, classes: int) -> None:
         super().__init__(settings, classes)
@@ -100,6 +103,24 @@ class MISSFormer(Method):
         for expand, skip, fuse, stage in zip(self.expands, reversed(skips), self.fuses, self.up_stages, strict=True):
             x = stage(fuse(torch.cat([expand(x), skip], dim=-1)))
         return Output(self.seg_head(self.final_expand(x).permute(0, 3, 1, 2)), None, None)
+
+    def transformer_parts(self) -> list[tuple[str, Tensor]]:
+        """The encoder, under the names of SegFormer's authors."""
+        parts: list[tuple[str, Tensor]] = []
+        scales: Any = zip(self.embeds, self.stages, self.norms, strict=True)
+        for i, (embed, stage, norm) in enumerate(scales, start=1):
+            parts += [*named(f"patch_embed{i}", embed), *named(f"norm{i}", norm)]
+            for j, block in enumerate(stage.blocks):
+                for name, module in (
+                    ("norm1", block.norm1),
+                    ("attn", block.attn),
+                    ("norm2", block.norm2),
+                    ("mlp.fc1", block.ffn.fc1),
+                    ("mlp.dwconv.dwconv", block.ffn.dwconv),
+                    ("mlp.fc2", block.ffn.fc2),
+                ):
+                    parts += named(f"block{i}.{j}.{name}", module)
+        return parts
 
 
 class EnhancedMixFFN(nn.Module):

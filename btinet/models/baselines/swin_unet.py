@@ -11,8 +11,9 @@ are timm's.
 
 Adapted:
 - The method is its own pure-transformer encoder, so it does not read the EfficientNet that the other methods share. The
-  authors start encoder and decoder from ImageNet weights of Swin-T; here both start from random ones. As theirs, it has
-  stochastic depth and no dropout.
+  authors start it from ImageNet weights of Swin-T, whose first two blocks of each stage the decoder mirrors; so it is
+  here where the experiment has the file (`transformer_weights`), else all is random. As theirs, it has stochastic depth
+  and no dropout.
 - Windows are those of a 224-pixel input (64 for size ``tiny``); maps that they do not divide are padded, as timm does.
 """
 
@@ -29,7 +30,7 @@ from timm.layers import PatchEmbed
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 
 from btinet.config import ModelSettings
-from btinet.models.method import About, Method
+from btinet.models.method import About, Method, named
 from btinet.models.output import Output
 
 BLOCKS = 2
@@ -56,6 +57,7 @@ class SwinUNet(Method):
         ("seg",),
     )
     shares_encoder = False
+    transformer = "swin_tiny_patch4_window7_224"
 
     def __init__(self, settings: ModelSettings, classes: int) -> None:
         super().__init__(settings, classes)
@@ -107,6 +109,14 @@ class SwinUNet(Method):
             x = stage(reduce(torch.cat([expand(x), skip], dim=-1)))
         x = self.final_expand(self.up_norm(x))  # 96@224
         return Output(self.seg_head(x.permute(0, 3, 1, 2)), None, None)
+
+    def transformer_parts(self) -> list[tuple[str, Tensor]]:
+        """The encoder, and the decoder's blocks from the same blocks as the stage that they mirror."""
+        modules: list[tuple[str, nn.Module]] = [("patch_embed", self.embed), ("norm", self.norm)]
+        modules += [(f"layers.{i}.blocks", stage) for i, stage in enumerate(self.stages)]
+        modules += [(f"layers.{i}.downsample", merge) for i, merge in enumerate(self.merges, start=1)]
+        modules += [(f"layers.{i}.blocks", stage) for i, stage in zip((2, 1, 0), self.up_stages, strict=True)]
+        return [part for prefix, module in modules for part in named(prefix, module)]
 
 
 class ImageNetNormalize(nn.Module):

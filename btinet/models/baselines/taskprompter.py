@@ -11,7 +11,8 @@ the prompts, through an MLP, reweights the maps across tasks; four levels, every
 Adapted:
 - The shared EfficientNet-B4 in front of the layers: their tokens are P4 and the enlarged P5, projected to 768. So that
   the mask is not read off a 14x14 map alone, the segmentation head adds P3 and P2 while it enlarges the map to
-  stride 4. The layers start from random weights.
+  stride 4. The layers and positions start from ImageNet weights of timm's ViT-B/16 where the experiment has the file
+  (`transformer_weights`), else from random values; prompts and their own projections always from random ones.
 - The second task is classification, which the paper has not: its map is averaged, with dropout, before a linear layer.
 - The layers work on any input size: position embeddings are interpolated, and for the channel attention, whose prompts
   have a fixed number of pixels, the patches' map is brought to 14x14.
@@ -22,7 +23,7 @@ Adapted:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from timm.layers import DropPath, Mlp, resample_abs_pos_embed_nhwc
 from btinet.config import ModelSettings
 from btinet.models.baselines.blocks import TASKS, PooledHead, conv_bn_relu, resize, upsample
 from btinet.models.encoder import Encoder
-from btinet.models.method import About, Method
+from btinet.models.method import About, Method, named
 from btinet.models.output import Output
 
 LEVELS = 4
@@ -75,6 +76,7 @@ class TaskPrompter(Method):
         "Ye and Xu, TaskPrompter: Spatial-Channel Multi-Task Prompting for Dense Scene Understanding, ICLR 2023",
         TASKS,
     )
+    transformer = "vit_base_patch16_224"
 
     def __init__(self, settings: ModelSettings, classes: int) -> None:
         super().__init__(settings, classes)
@@ -120,6 +122,21 @@ class TaskPrompter(Method):
     def decode(self, features: list[Tensor]) -> Output:
         p2, p3, seg, clf = features
         return Output(self.seg_head(seg, p3, p2), self.clf_head(clf), None)
+
+    def transformer_parts(self) -> list[tuple[str, Tensor]]:
+        """The layers, without what is the prompts' own, and the positions."""
+        parts: list[tuple[str, Tensor]] = [("pos_embed", self.positions.flatten(1, 2))]
+        layers: Any = self.layers
+        for n, layer in enumerate(layers):
+            for name, module in (
+                ("norm1", layer.norm1),
+                ("attn.qkv", layer.spatial.qkv),
+                ("attn.proj", layer.spatial.proj),
+                ("norm2", layer.norm2),
+                ("mlp", layer.mlp),
+            ):
+                parts += named(f"blocks.{n}.{name}", module)
+        return parts
 
 
 class PromptedLayer(nn.Module):

@@ -11,8 +11,8 @@ and four times doubles the resolution (bilinear), concatenates a CNN skip (the l
 Adapted:
 - The CNN is the shared EfficientNet-B4 instead of a ResNet-50: tokens from P4, skips P3, P2, P1. What follows P4 in the
   encoder has no part in it: it keeps its places, so that ImageNet weights fit, and is frozen.
-- The ViT starts from random values, where the authors start from ImageNet-21k. Its parts bear timm's names (blocks,
-  norm, pos_embed), so weights of `vit_base_patch16_224.augreg_in21k` fit.
+- The ViT starts from ImageNet-21k weights of timm's ViT-B/16, as the authors', where the experiment has the file
+  (`transformer_weights`), else from random values; its patch embedding, of P4 here, always from random ones.
 - Other input sizes: the positions are interpolated, as when a ViT is fine-tuned at another resolution.
 - This project's losses, where the authors add half the Dice loss to half the cross-entropy.
 """
@@ -31,7 +31,7 @@ from timm.models.vision_transformer import Block, init_weights_vit_timm
 from btinet.config import ModelSettings
 from btinet.models.baselines.blocks import conv_bn_relu, double_conv
 from btinet.models.encoder import TAP_STAGES, Encoder
-from btinet.models.method import About, Method
+from btinet.models.method import About, Method, named
 from btinet.models.output import Output
 
 
@@ -59,6 +59,7 @@ class TransUNet(Method):
         "Chen et al., TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation, arXiv 2021",
         ("seg",),
     )
+    transformer = "vit_base_patch16_224"
 
     def __init__(self, settings: ModelSettings, classes: int) -> None:
         super().__init__(settings, classes)
@@ -83,6 +84,11 @@ class TransUNet(Method):
         for level, skip in zip(self.levels, (*reversed(skips), None), strict=True):
             x = level(x, skip)  # 256@28, 128@56, 64@112, 16@224
         return Output(self.head(x), None, None)
+
+    def transformer_parts(self) -> list[tuple[str, Tensor]]:
+        """All but the patch embedding."""
+        vit = self.vit
+        return [("pos_embed", vit.pos_embed), *named("blocks", vit.blocks), *named("norm", vit.norm)]
 
 
 class VisionTransformer(nn.Module):

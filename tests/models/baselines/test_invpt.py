@@ -14,6 +14,8 @@ class TestInvPT(MethodTester):
     def test_heads(self, model: InvPT) -> None:
         heads = model.train()(images()).heads
         assert [head.weight for head in heads] == [1.0, 1.0]
+        assert not torch.equal(heads[0].seg_logits, heads[1].seg_logits)
+        assert not torch.equal(heads[0].clf_logits, heads[1].clf_logits)
         assert model.eval()(images()).heads == ()
 
     @pytest.mark.parametrize("task", ["seg", "clf"])

@@ -2,7 +2,7 @@ import torch
 
 from btinet.models.baselines.blocks import TASKS, Distillation
 from btinet.models.baselines.mti_net import FeaturePropagation, MTINet
-from tests.models.baselines.tester import MethodTester, images
+from tests.models.baselines.tester import CLASSES, TINY, MethodTester, images
 
 
 def features(channels: int = 8, size: int = 6) -> dict[str, torch.Tensor]:
@@ -14,6 +14,32 @@ def swapped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """seg_to_clf's under clf_to_seg's names, and the reverse."""
     other = {"seg_to_clf": "clf_to_seg", "clf_to_seg": "seg_to_clf"}
     return {name.replace(pair, other[pair]): w for name, w in weights.items() for pair in other if pair in name}
+
+
+def exchanged(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a whole MTI-Net with its tasks swapped, all but the predictions, which differ in kind."""
+    other = {"refine.seg": "refine.clf", "refine.clf": "refine.seg", "select.seg": "select.clf"}
+    other |= {"select.clf": "select.seg", "seg_to_clf": "clf_to_seg", "clf_to_seg": "seg_to_clf"}
+    made = {}
+    for name, tensor in weights.items():
+        parts = [part for part in other if part in name]
+        # the propagation's inputs, and its masks, are the two tasks' features one after the other
+        if any(part in name for part in ("mask.0.conv1", "mask.0.downsample.0", "reduce.conv1", "reduce.downsample.0")):
+            tensor = tensor.roll(tensor.shape[1] // 2, 1)
+        elif "mask.2." in name:
+            tensor = tensor.roll(len(tensor) // 2, 0)
+        made[name.replace(parts[0], other[parts[0]]) if parts else name] = tensor
+    return made
+
+
+def distilled(model: MTINet) -> list[dict[str, torch.Tensor]]:
+    """What each task has after the exchange, by scale."""
+    made: list[dict[str, torch.Tensor]] = []
+    for module in model.distil:
+        module.register_forward_hook(lambda module, given, features: made.append(features))
+    with torch.no_grad():
+        model.train()(images())  # BatchNorm keeps an untrained network's signal from fading
+    return made
 
 
 class TestMTINet(MethodTester):
@@ -28,6 +54,18 @@ class TestMTINet(MethodTester):
         a, b = one(given), other({"seg": given["clf"], "clf": given["seg"]})
         assert torch.equal(a["seg"], b["clf"]) and torch.equal(a["clf"], b["seg"])
         assert not torch.equal(a["seg"], a["clf"])
+
+    def test_swapping_the_tasks_swaps_all_that_is_exchanged(self) -> None:
+        """A network whose two tasks have changed places distils at every scale what the other one does, swapped."""
+        torch.manual_seed(0)
+        one, other = MTINet(TINY, CLASSES), MTINet(TINY, CLASSES)
+        other.load_state_dict(exchanged(one.state_dict()))
+        a, b = distilled(one), distilled(other)
+        assert len(a) == 4
+        for straight, crossed in zip(a, b, strict=True):
+            for task, partner in (("seg", "clf"), ("clf", "seg")):
+                torch.testing.assert_close(straight[task], crossed[partner], rtol=1e-4, atol=1e-4)
+                assert (straight[task] - straight[partner]).abs().max() > 1e-2
 
     def test_a_message_goes_from_each_task_to_the_other(self) -> None:
         torch.manual_seed(0)
