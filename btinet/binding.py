@@ -18,7 +18,7 @@ from btinet.training.stage import weights_file
 
 def open_storage(experiment: Experiment) -> Storage:
     """The experiment's storage root, checked to be writable."""
-    root = Storage(experiment.storage.url, experiment.storage.endpoint)
+    root = Storage(**experiment.storage.model_dump())
     root.check_writable()
     return root
 

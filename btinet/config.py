@@ -190,11 +190,18 @@ class DatasetSettings(Strict):
 
 
 class StorageSettings(Strict):
-    """Where results live: a disk (file://) or object storage (s3://)."""
+    """Where results live: a disk (file://) or object storage (s3://). Credentials come from the AWS environment."""
 
     url: str = "file://results"
     endpoint: str | None = None
-    """URL of an S3-compatible server; AWS's own when left out."""
+    """URL of an S3-compatible server; else AWS_ENDPOINT_URL, else AWS's own."""
+    region: str | None = None
+    """For signatures; else AWS_REGION."""
+    addressing_style: Literal["auto", "path", "virtual"] | None = None
+    """Where the bucket's name goes in a request's URL; by default in the path with an endpoint, auto without."""
+    ca_bundle: str | None = None
+    """PEM file of the authorities that vouch for the endpoint, at the same path on every machine; else AWS_CA_BUNDLE
+    of each machine."""
 
 
 class ResourceSettings(Strict):

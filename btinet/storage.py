@@ -12,11 +12,12 @@ import io
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -32,23 +33,48 @@ PART = ".part"
 """Ends the name of a file that is still being written; what a killed writer leaves is never listed."""
 
 
+class Server(NamedTuple):
+    """Where object storage is and how it is spoken to: ``storage`` in an experiment file, less the URL."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    addressing_style: str | None = None
+    ca_bundle: str | None = None
+
+    def with_environment(self) -> Server:
+        """What is left out, from the standard AWS variables.
+
+        AWS_CA_BUNDLE is left to the client: which file that is may differ from machine to machine.
+        """
+        return self._replace(
+            endpoint=self.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+            region=self.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        )
+
+
 @lru_cache
-def _filesystem(protocol: str, endpoint: str | None, patient: bool = True) -> fsspec.AbstractFileSystem:
+def _filesystem(protocol: str, server: Server, patient: bool = True) -> fsspec.AbstractFileSystem:
     """The client; a patient one retries for up to a minute, so that a run survives a server's restart."""
     if protocol == "file":
         return fsspec.filesystem("file")
     if protocol != "s3":
         remedy = "use file://PATH or s3://BUCKET/PREFIX"
         raise InputError(f"storage URL scheme {protocol!r} is not supported: {remedy}")
+    if server.ca_bundle and not Path(server.ca_bundle).is_file():
+        raise InputError(
+            f"storage.ca_bundle: {server.ca_bundle}: no such file on {socket.gethostname()}: it must be there on every "
+            "machine, or left out where AWS_CA_BUNDLE names each machine's own"
+        )
     client = fsspec.filesystem(
         "s3",
-        endpoint_url=endpoint,
+        endpoint_url=server.endpoint,
+        client_kwargs={"region_name": server.region, "verify": server.ca_bundle},
         use_listings_cache=False,  # other processes write here; a cached listing would hide their files
         config_kwargs={
             "connect_timeout": 10 if patient else 5,
             "read_timeout": 60 if patient else 10,
             "retries": {"max_attempts": 6 if patient else 1, "mode": "standard"},
-            "s3": {"addressing_style": "path" if endpoint else "auto"},
+            "s3": {"addressing_style": server.addressing_style or ("path" if server.endpoint else "auto")},
         },
     )
     if not patient:
@@ -63,9 +89,20 @@ class Storage:
         url: ``file:///abs/path``, a plain path, or ``s3://bucket/prefix``.
         endpoint: URL of an S3-compatible server; ``AWS_ENDPOINT_URL`` is used when omitted. Credentials come
             from the standard AWS environment or files, never from here.
+        region: for signatures; ``AWS_REGION`` is used when omitted.
+        addressing_style: ``path`` or ``virtual``, where the bucket's name goes in a request; ``auto`` leaves it to
+            botocore. By default ``path`` with an endpoint, ``auto`` without.
+        ca_bundle: PEM file of the authorities that vouch for the endpoint; ``AWS_CA_BUNDLE`` is used when omitted.
     """
 
-    def __init__(self, url: str, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        endpoint: str | None = None,
+        region: str | None = None,
+        addressing_style: str | None = None,
+        ca_bundle: str | None = None,
+    ) -> None:
         protocol, _, path = url.partition("://") if "://" in url else ("file", "", url)
         if protocol == "file":
             path = str(Path(path).expanduser().absolute())
@@ -73,13 +110,23 @@ class Storage:
             raise InputError(f"storage URL {url!r} names no bucket: use s3://BUCKET/PREFIX")
         self.protocol = protocol
         self.path = path.rstrip("/")
-        # resolved here, so that whoever is handed this URL and endpoint reaches the same server
-        self.endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL") if protocol == "s3" else None
-        self.fs = _filesystem(protocol, self.endpoint)
+        # the environment is asked here, so that whoever is handed the reference reaches the same server
+        server = Server(endpoint, region, addressing_style, ca_bundle)
+        self.server = server.with_environment() if protocol == "s3" else Server()
+        self.fs = _filesystem(protocol, self.server)
 
     @property
     def url(self) -> str:
         return f"{self.protocol}://{self.path}"
+
+    @property
+    def endpoint(self) -> str | None:
+        return self.server.endpoint
+
+    @property
+    def reference(self) -> dict[str, str | None]:
+        """What another process makes the same storage of: ``Storage(**reference)``. Holds no credentials."""
+        return {"url": self.url, **self.server._asdict()}
 
     @property
     def name(self) -> str:
@@ -90,7 +137,7 @@ class Storage:
         return self.protocol == "file"
 
     def __truediv__(self, child: str) -> Storage:
-        return Storage(f"{self.url}/{child}", self.endpoint)
+        return Storage(f"{self.url}/{child}", *self.server)
 
     def __str__(self) -> str:
         return self.url
@@ -143,7 +190,7 @@ class Storage:
             return []
         found = sorted(path for path in self.fs.find(self.path) if path.endswith(suffix))
         found = [path for path in found if not path.endswith((PART, "/"))]
-        return [Storage(f"{self.protocol}://{path}", self.endpoint) for path in found]
+        return [Storage(f"{self.protocol}://{path}", *self.server) for path in found]
 
     # writing
 
@@ -184,18 +231,17 @@ class Storage:
             if self.is_local:
                 probe.write_bytes(b"btinet")
             else:
-                client = _filesystem(self.protocol, self.fs.endpoint_url, patient=False)
+                client = _filesystem(self.protocol, self.server, patient=False)
                 client.pipe_file(probe.path, b"btinet", timeout=CHECK_SECONDS)
             probe.remove()
         except Exception as error:
             reason = str(error) or f"no answer in {CHECK_SECONDS} s"
-            endpoint = None if self.is_local else self.fs.endpoint_url
-            where = f" at endpoint {endpoint}" if endpoint else ""
+            where = f" at endpoint {self.endpoint}" if self.endpoint else ""
             remedy = (
                 "check that the folder can be created and written"
                 if self.is_local
-                else "check the bucket's name, the endpoint (storage.endpoint or AWS_ENDPOINT_URL) and the "
-                "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+                else "check the bucket's name, the endpoint (storage.endpoint or AWS_ENDPOINT_URL), the credentials "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and, for https, storage.ca_bundle or AWS_CA_BUNDLE"
             )
             raise InputError(f"storage {self.url}{where} cannot be written: {reason}; {remedy}") from error
 

@@ -180,7 +180,7 @@ class TestIdentity:
         "change",
         [
             {"name": "another"},
-            {"storage": {"url": "s3://bucket/prefix", "endpoint": "http://127.0.0.1:9"}},
+            {"storage": {"url": "s3://bucket/prefix", "endpoint": "http://127.0.0.1:9", "region": "eu-west-1"}},
             {"resources": {"workers": 2, "cpus_per_worker": 4, "max_failures": 0}},
             {"evaluation": {"mc_passes": 3}},
             {"data_root": "/elsewhere"},

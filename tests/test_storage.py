@@ -211,6 +211,52 @@ class TestUrls:
             Storage("s3://")
 
 
+class TestServer:
+    """How object storage is spoken to; none of these opens a connection."""
+
+    @pytest.fixture(autouse=True)
+    def credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+
+    def test_children_and_references_reach_the_same_server(self) -> None:
+        root = Storage("s3://bucket/root", "http://127.0.0.1:9", "eu-west-1", "virtual")
+        for same in ((root / "a"), Storage(**(root / "a").reference), pickle.loads(pickle.dumps(root / "a"))):
+            assert same.url == "s3://bucket/root/a"
+            assert same.server == root.server
+            assert same.fs is root.fs or same.fs.client_kwargs == root.fs.client_kwargs
+
+    def test_environment_stands_in_for_what_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:8")
+        monkeypatch.setenv("AWS_REGION", "eu-west-1")
+        expected = {"url": "s3://bucket", "endpoint": "http://127.0.0.1:8", "region": "eu-west-1"}
+        reference = Storage("s3://bucket").reference
+        assert reference == expected | {"addressing_style": None, "ca_bundle": None}, "it holds no credentials"
+        given = Storage("s3://bucket", "http://127.0.0.1:9", "us-west-2")
+        assert given.reference["endpoint"] == "http://127.0.0.1:9" and given.reference["region"] == "us-west-2"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:7")
+        assert Storage("s3://bucket").endpoint == "http://127.0.0.1:7"
+        assert Storage("/data").endpoint is None
+
+    @pytest.mark.parametrize(
+        ("endpoint", "style", "expected"),
+        [
+            ("http://store.test:9", None, "http://store.test:9/bucket/file?"),
+            ("http://store.test:9", "virtual", "http://bucket.store.test:9/file?"),
+            (None, "path", "https://s3.eu-west-1.amazonaws.com/bucket/file?"),
+            (None, None, "https://bucket.s3.amazonaws.com/file?"),
+        ],
+    )
+    def test_addressing_style_and_region(self, endpoint: str | None, style: str | None, expected: str) -> None:
+        file = Storage("s3://bucket/file", endpoint, "eu-west-1", style)
+        assert file.fs.sign(file.path).startswith(expected)
+        assert file.fs.s3.meta.region_name == "eu-west-1"
+
+    def test_missing_ca_bundle(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"storage.ca_bundle: .*none.pem: no such file on .*AWS_CA_BUNDLE"):
+            Storage("s3://bucket", ca_bundle=str(tmp_path / "none.pem"))
+
+
 class TestDisk:
     @pytest.mark.parametrize("before", [None, b"the version before"])
     def test_a_writer_killed_halfway_leaves_nothing_readable(self, tmp_path: Path, before: bytes | None) -> None:

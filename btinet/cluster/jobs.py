@@ -50,7 +50,7 @@ def train_on_cluster(
         train_loop_config={
             "bound": bound.model_dump(mode="json"),
             "stage": stage,
-            "storage": {"url": root.url, "endpoint": root.endpoint},
+            "storage": root.reference,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
@@ -93,7 +93,7 @@ def evaluate_on_cluster(
         max_retries=resources.max_failures,
         name=f"{bound.run_id}-evaluation",
     )
-    reference = task.remote(bound.model_dump(mode="json"), {"url": root.url, "endpoint": root.endpoint})
+    reference = task.remote(bound.model_dump(mode="json"), root.reference)
     progress = run_folder(root, bound.run_id) / "evaluation-progress.json"
     try:
         with watching(progress, lambda content: on_batch(content["done"], content["total"])):

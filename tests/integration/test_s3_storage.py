@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import shutil
+import ssl
 import subprocess
 import sys
+import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 
+from btinet.errors import InputError
 from btinet.storage import Storage, file_sha256
 
 
@@ -74,3 +84,73 @@ def test_check_writable_refuses(s3_env, changes: dict[str, str], bucket: str | N
     assert "AWS_SECRET_ACCESS_KEY" in done.stderr
     for secret in ("not-the-secret", s3_env.environment["AWS_SECRET_ACCESS_KEY"]):
         assert secret not in done.stderr
+
+
+class TlsServer(NamedTuple):
+    endpoint: str
+    ca_bundle: Path
+
+
+@pytest.fixture
+def tls_server(s3_env, tmp_path: Path) -> Iterator[TlsServer]:
+    """The S3 server behind TLS, with a certificate that only its own CA bundle vouches for."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl command to make a certificate with")
+    certificate, key = tmp_path / "ca.pem", tmp_path / "key.pem"
+    request = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=btinet-test -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*request.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    port = int(s3_env.endpoint.rpartition(":")[2])
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
+        pair = copy(reader, upstream_writer), copy(upstream_reader, writer)
+        await asyncio.gather(*pair, return_exceptions=True)
+
+    ready, stop, ports = threading.Event(), asyncio.Event(), []
+
+    async def serve() -> None:
+        async with await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context) as server:
+            ports.append((server.sockets[0].getsockname()[1], asyncio.get_running_loop()))
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(10)
+    [(own_port, loop)] = ports
+    yield TlsServer(f"https://127.0.0.1:{own_port}", certificate)
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+
+
+def test_private_certificate_authority(s3_env, tls_server: TlsServer) -> None:
+    url = f"s3://{s3_env.bucket}/{uuid.uuid4().hex}"
+    with pytest.raises(InputError, match=r"cannot be written: .*CERTIFICATE_VERIFY_FAILED.*storage.ca_bundle"):
+        Storage(url, tls_server.endpoint).check_writable()
+
+    root = Storage(url, tls_server.endpoint, "us-east-1", "path", str(tls_server.ca_bundle))
+    root.check_writable()
+    (root / "t.parquet").write_table(pa.table({"x": [1, 2]}))
+    # s3fs, and pyarrow as Ray and pyarrow.dataset use it
+    assert (root / "t.parquet").exists()
+    assert ds.dataset(root.path, filesystem=root.arrow_filesystem(), format="parquet").count_rows() == 2
+    # what another process makes of the reference that a cluster job is sent
+    code = "import json, sys; from btinet.storage import Storage; print(Storage(**json.loads(sys.argv[1])).find(''))"
+    environment = {name: value for name, value in os.environ.items() if name != "AWS_ENDPOINT_URL"}
+    command = [sys.executable, "-c", code, json.dumps(root.reference)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"[Storage('{root.url}/t.parquet')]\n"
+    # the standard variable instead of the setting
+    command = [sys.executable, "-c", code, json.dumps(root.reference | {"ca_bundle": None})]
+    environment["AWS_CA_BUNDLE"] = str(tls_server.ca_bundle)
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == done.stdout
