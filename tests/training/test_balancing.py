@@ -163,12 +163,24 @@ class TestGradNorm:
         assert before[0] / before[1] > 2
         assert after[0] / after[1] == pytest.approx(1, abs=0.1), (before, after, balance.weights)
 
-    def test_one_step_by_hand(self) -> None:
+    @pytest.mark.parametrize("sizes", [(3.0, 1.0), (0.8, 3.2)])
+    def test_one_step_by_hand(self, sizes: tuple[float, float]) -> None:
         balance = GradNorm(TASKS, Net().last_shared())
-        # sizes 3 and 1, mean 2; ratios 0.5 and 1.5, mean 1: targets 2 * 0.5**1.5 = 0.71 and 2 * 1.5**1.5 = 3.67
-        balance._follow(np.array([3.0, 1.0]), np.array([0.5, 1.5]))
-        moved = np.array([1 - 0.025 * 1.5, 1 + 0.025 * 0.5])
+        # mean size 2; ratios 0.5 and 1.5, mean 1: targets 2 * 0.5**1.5 = 0.71 and 2 * 1.5**1.5 = 3.67, not 1 and 3
+        balance._follow(np.array(sizes), np.array([0.5, 1.5]))
+        steps = 0.025 * np.array(sizes) / np.mean(sizes)
+        moved = np.array([1 - steps[0], 1 + steps[1]])  # the first task's is too large, the second's too small
         assert list(balance.weights.values()) == pytest.approx(list(moved * 2 / moved.sum()))
+
+    def test_losses_are_compared_with_the_first_steps(self) -> None:
+        net = Net()
+        balance = GradNorm(TASKS, net.last_shared())
+        first = [loss.item() for loss in net.losses().values()]
+        for _ in range(3):
+            backward(balance, net)
+            with torch.no_grad():
+                net.shared.weight.add_(1)
+        assert balance.initial == pytest.approx(first)
 
     def test_gradients_are_those_of_the_weighted_sum(self) -> None:
         net = Net()
@@ -274,4 +286,6 @@ def test_a_joint_method_trains_with_it(micro: Callable[..., Bench], name: str) -
     settings = bench.bound.run.settings.train
     history = run_fit(bench.task(1), bench.data("train"), bench.data("val"), settings, bench.folder(1)).history
     assert len(history) == 2
+    learns = name in ("uncertainty", "gradnorm")  # from a step; adaptive and dwa compare two epochs
+    assert (history[1]["seg_weight"] != history[0]["seg_weight"]) == learns
     assert all(np.isfinite(float(row["train_loss"])) for row in history)
