@@ -13,11 +13,12 @@ from btinet.analysis.significance import holm
 from btinet.analysis.summaries import Row, join_notes
 
 RANDOM_START = {
-    "transunet": "its transformer starts from random weights, the authors' from ImageNet's",
-    "swin-unet": "starts from random weights, the authors' from ImageNet's",
-    "taskprompter": "its transformer starts from random weights, the authors' from ImageNet's",
+    "transunet": "unless transformer_weights were given, its transformer started from random weights",
+    "swin-unet": "unless transformer_weights were given, it started from random weights",
+    "taskprompter": "unless transformer_weights were given, its transformer started from random weights",
 }
-"""Methods that have less to start from here than their authors gave them (btinet/models/baselines)."""
+"""Methods whose authors start from ImageNet weights what here starts so only where the experiment gives them; the
+predictions, all that the analysis reads, do not tell."""
 
 FEW_SEEDS = 5
 COPIED = ("", "_std", "_low", "_high")
