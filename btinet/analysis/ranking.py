@@ -60,7 +60,7 @@ def failure_detection(failed: NDArray[np.bool_], scores: Floats, probabilities: 
         NaN in resamples without failures, or with nothing else.
     """
     result = np.full((len(DETECTION), len(scores), len(weights)), np.nan)
-    if len(failed) == 0:
+    if not failed.any():
         return result
     ranked = [_rank(failed, score) for score in scores]
     errors = probabilities - failed
