@@ -14,7 +14,7 @@ import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
 
-from btinet import data_cli, models_cli
+from btinet import data_cli, models_cli, tune_cli
 from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
 from btinet.console import bar, console
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(models_cli.app, name="models")
+app.command()(tune_cli.tune)
 
 ExperimentFile = Annotated[
     Path, typer.Option("--experiment", "-e", help="Experiment file (YAML); examples are in experiments/.")
@@ -130,7 +131,7 @@ def train(
     settings, root = _open(experiment, storage, endpoint, data_root, weights)
     bound = bind_one(settings, run, root, store)
     if stage not in bound.run.stages:  # dvc.yaml has both stages for every run
-        console.print(f"{run} has no gates, hence no stage {stage}: nothing to train")
+        console.print(f"{run} trains no gates, hence has no stage {stage}: nothing to do")
         if receipt is not None:
             Storage(str(receipt)).write_json({"run_id": bound.run_id, "step": f"stage{stage}", "skipped": "no gates"})
         if history is not None:

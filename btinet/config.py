@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,8 +23,15 @@ NUMERICS = 1
 prediction: runs made before keep their results, under their own run_id. tests/training/test_golden.py notices."""
 
 
+LEVELS = ("D1", "D2", "D3", "D4")
+"""Decoder levels, coarse (H/16) to fine (H/2)."""
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Strict)
 
 
 class ModelSettings(Strict):
@@ -46,12 +53,21 @@ class ModelSettings(Strict):
     mscf: bool = True
     tim: bool = True
     upa: bool = True
+    gate: Literal["sigmoid", "softmax", "linear", "random"] = "sigmoid"
+    """How a level's two weights follow from its three signals: Eq. 12, or an ablation of it (btinet/models/upa.py)."""
+    ungated: tuple[Literal["D1", "D2", "D3", "D4"], ...] = ()
+    """Levels whose interaction is always taken whole (w = 1), as all are without UPA (notes B38)."""
 
     @model_validator(mode="after")
     def _gate_needs_interaction(self) -> ModelSettings:
         if self.upa and not self.tim:
             raise ValueError("upa gates TIM's output: it needs tim: true")
         return self
+
+    @property
+    def learns_gates(self) -> bool:
+        """Whether a level has a gate with something to learn."""
+        return self.upa and self.gate != "random" and set(self.ungated) != set(LEVELS)
 
 
 class LossSettings(Strict):
@@ -70,7 +86,7 @@ class LossSettings(Strict):
     """How the two losses of a joint method are weighted: by relative validation improvement (App. B), not at all, or
     as btinet/training/balancing.py describes."""
     gate_weight: float = Field(1.0, ge=0)
-    """lambda_gate of Eq. 21."""
+    """lambda_gate of Eq. 21; 0 leaves Stage 2 out, which trains on nothing else."""
 
 
 class StageSettings(Strict):
@@ -111,7 +127,8 @@ class EvaluationSettings(Strict):
     mc_passes: int = Field(30, ge=0)
     """Monte Carlo dropout passes; 0 leaves it out."""
     mc_scope: Literal["all", "head"] = "all"
-    """Which dropout is active: decoder and head, or the classification head only."""
+    """Which dropout is active: decoder and head, or the classification head only. Scores of the class with the head
+    only are recorded either way."""
 
 
 class Settings(Strict):
@@ -168,8 +185,19 @@ VARIANTS: dict[str, Overrides] = {
     "no-mscf-no-upa": {"model": {"mscf": False, "upa": False}},
     "no-tim": {"model": {"tim": False, "upa": False}},
     "plain": {"model": {"mscf": False, "tim": False, "upa": False}},
+    # the text after Table 4
+    "softmax-gate": {"model": {"gate": "softmax"}},
+    "no-gate-loss": {"loss": {"gate_weight": 0.0}},
+    # beyond the paper
+    **{f"gate-off-{level}": {"model": {"ungated": (level,)}} for level in LEVELS},
+    "linear-gate": {"model": {"gate": "linear"}},
+    "random-gate": {"model": {"gate": "random"}},
 }
-"""Table 4's rows, by what they leave out."""
+"""Ablations of BTI-Net (docs/ablations.md); first Table 4's rows, by what they leave out."""
+
+ADDED_SETTINGS: dict[str, Any] = {"gate": "sigmoid", "ungated": []}
+"""Settings of the model that came after the first results, and what those were made with. At these values they are
+no part of a run's identity: results keep their run_id when an ablation is added."""
 
 
 SplitPolicy = Literal["paper", "clean", "paper-n1503", "manifest"]
@@ -233,8 +261,8 @@ class Run(Strict):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The stages it trains: Stage 2 trains the gates, so there is none without them."""
-        return (1, 2) if self.settings.model.upa else (1,)
+        """The stages it trains: Stage 2 trains the gates on L_gate, so there is none without either."""
+        return (1, 2) if self.settings.model.learns_gates and self.settings.loss.gate_weight else (1,)
 
 
 class BoundRun(Strict):
@@ -255,6 +283,10 @@ class BoundRun(Strict):
         """Readable, ending in a hash of everything that changes the trained weights."""
         run = self.run
         settings = run.settings.model_dump(mode="json", exclude={"evaluation"})
+        model = settings["model"].items()
+        settings["model"] = {
+            name: value for name, value in model if name not in ADDED_SETTINGS or value != ADDED_SETTINGS[name]
+        }
         identity = {
             "numerics": NUMERICS,
             "method": run.method,
@@ -326,7 +358,7 @@ class Experiment(Strict):
         merged: Overrides = {}
         parts = VARIANTS[variant] if method == "btinet" else BASELINE
         for layer in (PRESETS[self.preset], DATASET_DEFAULTS.get(dataset, {}), own, parts):
-            merged = _merge(merged, layer)
+            merged = merge(merged, layer)
         return Settings.model_validate(merged)
 
     def prepared_size(self, dataset: str) -> int:
@@ -375,20 +407,27 @@ def load_experiment(path: str | Path, **replace: Any) -> Experiment:
     Raises:
         InputError: no such file, not YAML, an unknown key or an impossible value; every fault is listed.
     """
-    path = Path(path)
+    return load_file(Path(path), Experiment, "experiments/quick.yaml", **replace)
+
+
+def load_file(path: Path, schema: type[S], example: str, **replace: Any) -> S:
+    """Read a YAML file of this schema, as :func:`load_experiment` does; ``example`` names one that is well made."""
+    kind = schema.__name__.lower()
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such experiment file; examples are in experiments/") from error
+        raise InputError(f"{path}: no such {kind} file; examples are in experiments/") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping with name, datasets, ...; see experiments/quick.yaml")
+        first = ", ".join(list(schema.model_fields)[:2])
+        raise InputError(f"{path}: expected a mapping with {first}, ...; see {example}")
     content |= {field: value for field, value in replace.items() if value is not None}
     try:
-        return Experiment.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {len(_faults(error))} problem(s)\n" + "\n".join(_faults(error))) from error
+        lines = faults(error, kind)
+        raise InputError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
 
 
 def json_hash(value: Any) -> str:
@@ -396,13 +435,14 @@ def json_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _faults(error: ValidationError) -> list[str]:
+def faults(error: ValidationError, kind: str) -> list[str]:
+    """A line a fault: field, what is wrong, what was given; ``kind`` stands for the whole where no field does."""
     remedies = {"extra_forbidden": "unknown key: check its spelling against docs/configuration.md, or remove it"}
     lines = []
     for fault in error.errors():
         if fault["type"] == "too_short" and fault["input"]:
             continue  # only valid items were counted; the faults of the others are listed
-        field = ".".join(str(part) for part in fault["loc"]) or "experiment"
+        field = ".".join(str(part) for part in fault["loc"]) or kind
         message = remedies.get(fault["type"], fault["msg"])
         given = (
             "" if fault["type"] == "missing" or isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
@@ -411,10 +451,11 @@ def _faults(error: ValidationError) -> list[str]:
     return lines
 
 
-def _merge(base: Overrides, over: Overrides) -> Overrides:
+def merge(base: Overrides, over: Overrides) -> Overrides:
+    """``base`` with ``over``'s values in place of its own, section by section."""
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = _merge(base[key], value) if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+        merged[key] = merge(base[key], value) if isinstance(base.get(key), dict) and isinstance(value, dict) else value
     return merged
 
 

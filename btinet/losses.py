@@ -101,7 +101,7 @@ def gate_loss(
     no part in the segmentation term (notes B6), which is 0 where the batch has fewer than two others.
 
     Args:
-        w_seg, w_clf: gate weights [B, 4].
+        w_seg, w_clf: gate weights [B, 4], or fewer where an ablation leaves levels without a gate.
         seg_logits, clf_logits: [B, 1, S, S] and [B, K]; no gradient flows into them.
         masks: [B, 1, S, S] in {0, 1}.
         ranks: extremes and counts are taken over the batches of all of them.
@@ -119,6 +119,6 @@ def gate_loss(
 
 
 def _gate_bce(weights: Tensor, targets: Tensor) -> Tensor:
-    """Per sample, mean over levels; weights [B, 4], targets [B] -> [B]."""
+    """Per sample, mean over levels; weights [B, L], targets [B] -> [B]."""
     targets = targets[:, None].expand_as(weights)
     return F.binary_cross_entropy(weights.float(), targets, reduction="none").mean(1)

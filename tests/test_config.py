@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from btinet import config
-from btinet.config import BoundRun, DatasetSettings, Experiment, load_experiment
+from btinet.config import LEVELS, VARIANTS, BoundRun, DatasetSettings, Experiment, load_experiment
 from btinet.errors import InputError
 
 MINIMAL: dict[str, Any] = {"name": "quick", "datasets": [{"name": "phantom"}]}
@@ -146,6 +146,19 @@ def run_id(bound: dict[str, Any] | None = None, **fields: Any) -> str:
     return BoundRun(run=run, **(data | (bound or {}))).run_id
 
 
+class TestStages:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_stage_2_is_where_gates_learn_from_their_loss(self, variant: str) -> None:
+        fields = MINIMAL | {"preset": "tiny", "variants": [variant]}
+        (run, *_) = Experiment.model_validate(fields).runs()
+        without = {"no-upa", "no-mscf-no-upa", "no-tim", "plain", "no-gate-loss", "random-gate"}
+        assert run.stages == ((1,) if variant in without else (1, 2))
+
+    def test_no_level_with_a_gate(self) -> None:
+        fields = MINIMAL | {"model": {"ungated": list(LEVELS)}}
+        assert Experiment.model_validate(fields).runs()[0].stages == (1,)
+
+
 class TestIdentity:
     def test_readable_and_the_same_every_time(self) -> None:
         assert run_id().startswith("phantom-btinet-full-42-tiny-")
@@ -170,6 +183,15 @@ class TestIdentity:
     )
     def test_changes_with_what_alters_the_numbers(self, change: dict[str, Any]) -> None:
         assert run_id(**change).rpartition("-")[2] != run_id().rpartition("-")[2]
+
+    def test_stays_when_an_ablation_is_added(self) -> None:
+        """Of results made before the gate's ablations came. A fault here makes everyone train everything again."""
+        assert run_id() == "phantom-btinet-full-42-tiny-5303e657d4"
+        assert run_id(model={"gate": "sigmoid", "ungated": []}) == run_id()
+
+    @pytest.mark.parametrize("model", [{"gate": "linear"}, {"ungated": ["D2"]}], ids=str)
+    def test_changes_with_an_added_setting(self, model: dict[str, Any]) -> None:
+        assert run_id(model=model).rpartition("-")[2] != run_id().rpartition("-")[2]
 
     def test_changes_with_the_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before = run_id()

@@ -25,8 +25,9 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"analysis"},
     {"report"},
     {"binding", "results"},
+    {"search"},
     {"cluster"},
-    {"data_cli", "models_cli"},
+    {"data_cli", "models_cli", "tune_cli"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

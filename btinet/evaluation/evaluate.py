@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from btinet.config import BoundRun
+from btinet.config import BoundRun, json_hash
 from btinet.datasets.prepared import PreparedDataset, open_prepared
 from btinet.datasets.splits import Split, load_split
-from btinet.evaluation.mc_dropout import McDropout, dropout_layers, mc_dropout
+from btinet.evaluation.mc_dropout import McDropout, dropout_layers, head_dropout, mc_dropout
 from btinet.evaluation.schema import PREDICTIONS
 from btinet.losses import soft_iou
 from btinet.metrics import entropy, foreground, overlap
@@ -94,14 +94,20 @@ def evaluate(
 
 
 def _inputs(bound: BoundRun, root: Storage) -> dict[str, Any]:
-    """What the predictions follow from: the weights, and how they are evaluated."""
+    """What the predictions follow from: the weights, how they are evaluated, and which columns are asked for."""
     receipts = {stage: finished_stage(bound, stage, root) for stage in bound.run.stages}
     weights = {
         f"stage{stage}": [output.sha256 for path, output in receipt.outputs.items() if path.endswith("safetensors")]
         for stage, receipt in receipts.items()
         if receipt is not None
     }
-    return {"run_id": bound.run_id, "weights": weights, **bound.run.settings.evaluation.model_dump()}
+    columns = json_hash(PREDICTIONS.names)[:10]
+    return {
+        "run_id": bound.run_id,
+        "weights": weights,
+        "columns": columns,
+        **bound.run.settings.evaluation.model_dump(),
+    }
 
 
 def _mc_seed(bound: BoundRun, stage: int, split: str, batch: int) -> int:
@@ -148,6 +154,8 @@ def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_masks: bo
             "mc_T": [settings.mc_passes] * len(batch.labels),
             "mc_scope": [settings.mc_scope] * len(batch.labels),
         }
+        if (head := head_dropout(model, features, settings.mc_passes)) is not None:
+            columns |= {f"mc_head_{name}": values for name, values in head._asdict().items()}
     return columns
 
 

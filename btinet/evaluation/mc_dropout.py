@@ -88,7 +88,7 @@ def mc_dropout(model: Method, features: list[Tensor], masks: Tensor, passes: int
     seg_entropy = binary_entropy(mean)
     lesion = mean >= 0.5
     clf = torch.stack(clf_passes) if clf_passes else None  # [T, B, K]
-    clf_mean = None if clf is None else clf.mean(0)
+    clf_entropy, clf_mi, clf_var = (None, None, None) if clf is None else _class_uncertainty(clf)
     pixels = (1, 2, 3)
     return McDropout(
         seg_var=variance.mean(pixels),
@@ -96,8 +96,45 @@ def mc_dropout(model: Method, features: list[Tensor], masks: Tensor, passes: int
         seg_mi=(seg_entropy - total_entropy / passes).clamp_min(0).mean(pixels),
         seg_var_fg=(variance * lesion).sum(pixels) / lesion.sum(pixels).clamp_min(1),
         iou=overlap(lesion, masks > 0).iou,
-        clf_entropy=None if clf_mean is None else entropy(clf_mean),
-        clf_mi=None if clf is None else (entropy(clf.mean(0)) - entropy(clf, dim=2).mean(0)).clamp_min(0),
-        clf_var=None if clf is None else clf.var(0, correction=0).mean(1),
-        probs=clf_mean,
+        clf_entropy=clf_entropy,
+        clf_mi=clf_mi,
+        clf_var=clf_var,
+        probs=None if clf is None else clf.mean(0),
     )
+
+
+class HeadDropout(NamedTuple):
+    """Uncertainty of the class under dropout in the classification head alone; as in :class:`McDropout`, each [B]."""
+
+    clf_entropy: Tensor
+    clf_mi: Tensor
+    clf_var: Tensor
+
+
+@torch.no_grad()
+def head_dropout(model: Method, features: list[Tensor], passes: int) -> HeadDropout | None:
+    """The paper's "classification head only" (notes B3), for next to nothing: the head's input is computed once.
+
+    Args:
+        model, features, passes: as for :func:`mc_dropout`.
+
+    Returns:
+        None where the method does not classify or its head has no dropout.
+    """
+    if not dropout_layers(model, "head"):
+        return None
+    inputs: list[Tensor] = []
+    head: nn.Module = model.get_submodule("clf_head")
+    hook = head.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
+    try:
+        model.decode(features)
+    finally:
+        hook.remove()
+    with active_dropout(model, "head"):
+        return HeadDropout(*_class_uncertainty(torch.stack([head(*inputs).softmax(1) for _ in range(passes)])))
+
+
+def _class_uncertainty(probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[T, B, K] -> entropy of the mean, mutual information, variance over passes as a mean over classes; each [B]."""
+    total = entropy(probs.mean(0))
+    return total, (total - entropy(probs, dim=2).mean(0)).clamp_min(0), probs.var(0, correction=0).mean(1)

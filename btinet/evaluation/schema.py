@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-LEVELS = ("D1", "D2", "D3", "D4")
-"""Decoder levels, coarse (H/16) to fine (H/2). Fields of type list[4] are in this order."""
+from btinet.config import LEVELS
 
 PER_LEVEL = pa.list_(pa.float32(), len(LEVELS))
+"""In the order of LEVELS."""
 PROBABILITIES = pa.list_(pa.float32())
 
 
@@ -50,6 +50,8 @@ PREDICTIONS = pa.schema(
         *_fields(pa.float32(), "mc_seg_var", "mc_seg_entropy", "mc_seg_mi", "mc_seg_var_fg", nullable=True),
         *_fields(pa.float32(), "mc_iou", nullable=True),  # of the mean map thresholded at 0.5
         *_fields(pa.float32(), "mc_clf_entropy", "mc_clf_mi", "mc_clf_var", nullable=True),
+        # with dropout in the classification head alone, whatever mc_scope is
+        *_fields(pa.float32(), "mc_head_clf_entropy", "mc_head_clf_mi", "mc_head_clf_var", nullable=True),
         *_fields(PROBABILITIES, "mc_probs", nullable=True),
         *_fields(pa.int8(), "mc_pred", nullable=True),
         *_fields(pa.float32(), "latency_ms", nullable=True),  # one forward pass of the batch / its size

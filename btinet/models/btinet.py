@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from btinet.config import ModelSettings
+from btinet.config import LEVELS, ModelSettings
 from btinet.models.decoder import DecoderLevel, Upsample2x
 from btinet.models.encoder import Encoder
 from btinet.models.method import About, Method
@@ -43,8 +43,14 @@ class BTINet(Method):
         self.clf_start = nn.ModuleList(nn.Linear(c, settings.clf_dim) for c in (bridge, s4, s3, s2))
         self.tim = nn.ModuleList(TIM(width, settings.clf_dim, settings.tau) for width in widths if settings.tim)
         self.upa = nn.ModuleList(
-            UPA(width, settings.clf_dim, settings.gate_hidden, settings.gate_projection)
-            for width in widths
+            UPA(
+                width,
+                settings.clf_dim,
+                settings.gate_hidden,
+                settings.gate_projection,
+                "off" if level in settings.ungated else settings.gate,
+            )
+            for level, width in zip(LEVELS, widths, strict=True)
             if settings.upa
         )
         self.seg_head = SegmentationHead(widths[-1])
@@ -76,9 +82,13 @@ class BTINet(Method):
         descriptor = torch.cat([*reversed(pooled_stages), *vectors], dim=1)  # 3280 + 4 * 256 = 4304
         return Output(self.seg_head(d), self.clf_head(descriptor), Signals.stack(signals) if signals else None)
 
+    def gated_levels(self) -> list[int]:
+        """Which of the four levels have a gate that learns: all, but in ablations."""
+        return [level for level, upa in enumerate(self.upa) if upa.learns]
+
     def gates(self) -> nn.ModuleList:
-        """The four gate networks: all that Stage 2 trains."""
-        return self.upa
+        """The gate networks of these levels: all that Stage 2 trains."""
+        return nn.ModuleList(self.upa[level] for level in self.gated_levels())
 
 
 class SegmentationHead(nn.Module):

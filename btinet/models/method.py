@@ -100,6 +100,10 @@ class Method(nn.Module, ABC):
             "%s: %.1f of %.1f million parameters start from %s", self.about.title, started, total, self.transformer
         )
 
+    def gated_levels(self) -> list[int]:
+        """The levels, counted from 0 for D1, whose weights L_gate supervises; none for methods without gates."""
+        return []
+
     def gates(self) -> nn.ModuleList:
         """What Stage 2 trains; empty for methods without gates."""
         return nn.ModuleList()

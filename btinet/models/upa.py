@@ -1,6 +1,8 @@
-"""Uncertainty Proxy Attention (paper Sec. 3.2, Eq. 9-14)."""
+"""Uncertainty Proxy Attention (paper Sec. 3.2, Eq. 9-14), and the gates that ablations put in its place."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +11,39 @@ from torch.nn import functional as F
 from btinet.models.output import Signals
 from btinet.models.tim import Interaction
 
+Gate = Literal["sigmoid", "softmax", "linear", "random", "off"]
+
+RANDOM_DRAWS = 1024
+"""More than a batch has samples."""
+
 
 class UPA(nn.Module):
-    """Per-sample gate between the features before and after TIM, driven by three uncertainty signals.
+    """Per-sample gate between the features before and after TIM, driven by three uncertainty signals u.
 
     These modules, one a level, are all that Stage 2 trains. For the paper's sizes they hold 41,154, 28,866, 22,722
     and 19,650 parameters.
+
+    Args:
+        gate: how the weights follow from u. ``sigmoid``: Eq. 12. Ablations: ``softmax``, of the same network, so that
+            w_seg + w_clf = 1 (Sec. 4.2); ``linear``: Eq. 12 without its hidden layer; ``random``: w ~ U(0, 1)
+            whatever u is, a control whose weights know nothing about the sample; ``off``: w = 1, TIM as without UPA
+            (notes B38). The last two learn nothing; their align is that of random projections, for the record.
     """
 
-    def __init__(self, channels: int, clf_dim: int, hidden: int, projection: int) -> None:
+    draws: Tensor
+
+    def __init__(self, channels: int, clf_dim: int, hidden: int, projection: int, gate: Gate = "sigmoid") -> None:
         super().__init__()
-        self.project_seg = nn.Linear(channels, projection, bias=False)  # W_s
-        self.project_clf = nn.Linear(clf_dim, projection, bias=False)  # W_c
-        self.mlp = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2))
+        self.gate = gate
+        self.learns = gate in ("sigmoid", "softmax", "linear")
+        self.project_seg = nn.Linear(channels, projection, bias=False).requires_grad_(self.learns)  # W_s
+        self.project_clf = nn.Linear(clf_dim, projection, bias=False).requires_grad_(self.learns)  # W_c
+        if gate == "linear":
+            self.mlp: nn.Module = nn.Linear(3, 2)
+        elif self.learns:
+            self.mlp = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2))
+        elif gate == "random":
+            self.register_buffer("draws", torch.rand(RANDOM_DRAWS, 2))
 
     def forward(self, d: Tensor, pooled: Tensor, f: Tensor, interaction: Interaction) -> tuple[Tensor, Tensor, Signals]:
         """Gate one level.
@@ -43,7 +65,7 @@ class UPA(nn.Module):
         seg_energy = gradient_energy(d)  # Eq. 10
         clf_energy = torch.log1p(interaction.f_enh.var(dim=1, correction=0))  # Eq. 11
         u = torch.stack([align, seg_energy, clf_energy], dim=1)
-        w_seg, w_clf = torch.sigmoid(self.mlp(u)).unbind(dim=1)  # Eq. 12
+        w_seg, w_clf = self.weights(u).unbind(dim=1)
         d_final = d * (1 + w_seg[:, None] * modulation)[:, :, None, None]  # Eq. 13
         f_final = f + w_clf[:, None] * residual_clf  # Eq. 14
         with torch.no_grad():
@@ -61,6 +83,21 @@ class UPA(nn.Module):
                 tim_dseg_l2=(power * modulation.square()).mean(1).sqrt(),
             )
         return d_final, f_final, signals
+
+    def weights(self, u: Tensor) -> Tensor:
+        """Signals [B, 3] -> w_seg and w_clf [B, 2], in [0, 1] (Eq. 12).
+
+        A random gate draws anew in training. In evaluation the i-th sample of every batch gets the i-th of the draws
+        that the model was made with, so that a prediction, and Monte Carlo dropout's passes, are the same each time.
+        """
+        match self.gate:
+            case "softmax":
+                return self.mlp(u).softmax(dim=1)
+            case "random":
+                return torch.rand_like(u[:, :2]) if self.training else self.draws[: len(u)].to(u)
+            case "off":
+                return torch.ones_like(u[:, :2])
+        return torch.sigmoid(self.mlp(u))
 
 
 def gradient_energy(d: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ class Task(nn.Module):
         torch's binary cross-entropy would end the program there, on a GPU without saying why.
         """
         assert output.clf_logits is not None and output.signals is not None
-        w_seg, w_clf = output.signals.w_seg, output.signals.w_clf
+        levels = self.model.gated_levels()
+        w_seg, w_clf = output.signals.w_seg[:, levels], output.signals.w_clf[:, levels]
         # over all ranks: they must all stop here, or the others would wait for this one
         total = ranks.sum(output.seg_logits.sum() + output.clf_logits.sum() + w_seg.sum() + w_clf.sum())
         if not total.isfinite():
@@ -91,7 +92,7 @@ class Task(nn.Module):
         output = self.model(batch.images)
         samples = len(batch.labels)
         terms = self.losses(output, batch)
-        if output.signals is not None:
+        if self.model.gated_levels():
             terms["gate"] = self.gate_loss(output, batch, Ranks.alone())
         sums = {name: term * samples for name, term in terms.items()}
         lesion = batch.masks.amax((1, 2, 3)) > 0
@@ -128,7 +129,7 @@ class Stage1Task(Task):
 
 
 class Stage2Task(Task):
-    """The four gate networks on L_gate, everything else frozen and in evaluation mode (notes B9, T8)."""
+    """The gate networks on L_gate, everything else frozen and in evaluation mode (notes B9, T8)."""
 
     stage, objectives, monitor, mode = 2, ("gate",), "val_gate", "min"
 

@@ -8,9 +8,10 @@ import torch
 from scipy.stats import entropy
 from torch import Tensor, nn
 
-from btinet.config import Experiment
-from btinet.evaluation.mc_dropout import active_dropout, mc_dropout
+from btinet.config import PRESETS, Experiment, ModelSettings
+from btinet.evaluation.mc_dropout import active_dropout, head_dropout, mc_dropout
 from btinet.models.btinet import BTINet
+from btinet.models.registry import METHODS, build
 from tests.training.micro import MICRO
 
 PASSES = 5
@@ -127,3 +128,29 @@ def test_one_pass_has_no_spread(model: BTINet, features: list[Tensor], masks: Te
     for name in ("seg_var", "seg_mi", "seg_var_fg", "clf_var", "clf_mi"):
         assert getattr(found, name).max() < 1e-6, name
     assert (found.seg_entropy > 0).all()
+
+
+def test_head_only_is_what_the_whole_model_gives_with_the_head_active(
+    model: BTINet, features: list[Tensor], masks: Tensor
+) -> None:
+    torch.manual_seed(3)
+    whole = mc_dropout(model, features, masks, PASSES, "head")
+    torch.manual_seed(3)
+    head = head_dropout(model, features, PASSES)
+    assert head is not None
+    for name, values in head._asdict().items():
+        torch.testing.assert_close(values, getattr(whole, name))
+    assert (head.clf_var > 0).all()
+    assert not any(modes(model)) and not model.clf_head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "clf" in METHODS[name].about.tasks])
+def test_every_methods_head_gives_its_class_logits(method: str) -> None:
+    """What head_dropout relies on."""
+    torch.manual_seed(0)
+    model = build(method, ModelSettings.model_validate(PRESETS["tiny"]["model"]), classes=3).eval()
+    given: list[Tensor] = []
+    model.get_submodule("clf_head").register_forward_hook(lambda _, __, logits: given.append(logits))
+    with torch.no_grad():
+        output = model(torch.rand(2, 3, 64, 64))
+    assert len(given) == 1 and torch.equal(given[0], output.clf_logits)

@@ -222,8 +222,12 @@ def outputs() -> dict[str, Output]:
     full, outputs = tiny(), {}
     for variant in VARIANTS:
         model = tiny(variant, seed=3)
-        missing, _ = model.load_state_dict(full.state_dict(), strict=False)
-        assert missing == []
+        own = model.state_dict()
+        shared = {name: value for name, value in full.state_dict().items() if name in own}
+        if variant == "linear-gate":
+            shared = {name: value for name, value in shared.items() if ".mlp." not in name}
+        missing, _ = model.load_state_dict(shared, strict=False)
+        assert all(name.endswith((".mlp.weight", ".mlp.bias", ".draws")) for name in missing)
         with torch.no_grad():
             outputs[variant] = model(images())
     return outputs
@@ -231,13 +235,15 @@ def outputs() -> dict[str, Output]:
 
 class TestAblations:
     def test_all_differ(self, outputs: dict[str, Output]) -> None:
-        for one, other in itertools.combinations(outputs, 2):
+        same_network = {"no-gate-loss"}  # as the full model: it is trained otherwise
+        for one, other in itertools.combinations(outputs.keys() - same_network, 2):
             assert not torch.allclose(outputs[one].seg_logits, outputs[other].seg_logits), (one, other)
             assert not torch.allclose(outputs[one].clf_logits, outputs[other].clf_logits), (one, other)
 
     def test_signals_come_with_upa_only(self, outputs: dict[str, Output]) -> None:
         with_signals = {variant for variant, output in outputs.items() if output.signals is not None}
-        assert with_signals == {"full", "no-mscf"}
+        assert with_signals == {variant for variant in VARIANTS if settings(variant).model.upa}
+        assert with_signals == VARIANTS.keys() - {"no-upa", "no-mscf-no-upa", "no-tim", "plain"}
 
     @pytest.mark.parametrize("variant", ["no-upa", "no-mscf-no-upa", "no-tim", "plain"])
     def test_no_gates_without_upa(self, variant: str) -> None:
@@ -256,6 +262,77 @@ class TestAblations:
         assert output.signals.w_seg.tolist() == output.signals.w_clf.tolist() == [[weight] * 4] * 2
         torch.testing.assert_close(output.seg_logits, outputs[variant].seg_logits, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(output.clf_logits, outputs[variant].clf_logits, rtol=1e-4, atol=1e-5)
+
+
+class TestGateAblations:
+    def test_softmax_weights_sum_to_one(self, outputs: dict[str, Output]) -> None:
+        signals = outputs["softmax-gate"].signals
+        torch.testing.assert_close(signals.w_seg + signals.w_clf, torch.ones(2, 4))
+        assert not torch.allclose(signals.w_seg, signals.w_clf)
+
+    def test_linear_gate_is_a_sigmoid_of_the_three_signals(self) -> None:
+        model = tiny("linear-gate")
+        with torch.no_grad():
+            signals = model(images()).signals
+            for level, upa in enumerate(model.upa):
+                u = torch.stack([signals.align, signals.seg_energy, signals.clf_energy], 2)[:, level]
+                expected = torch.sigmoid(u @ upa.mlp.weight.T + upa.mlp.bias)
+                torch.testing.assert_close(torch.stack([signals.w_seg, signals.w_clf], 2)[:, level], expected)
+
+    @pytest.mark.parametrize("level", range(4))
+    def test_a_level_without_gate_takes_the_whole_interaction(self, outputs: dict[str, Output], level: int) -> None:
+        model = tiny(f"gate-off-D{level + 1}")
+        assert model.gated_levels() == [other for other in range(4) if other != level]
+        signals = outputs[f"gate-off-D{level + 1}"].signals
+        assert (signals.w_seg[:, level] == 1).all() and (signals.w_clf[:, level] == 1).all()
+        assert (signals.w_seg[:, model.gated_levels()] < 1).all()
+        # as the full model with that level's gate forced to 1
+        full = tiny()
+        nn.init.constant_(full.upa[level].mlp[-1].bias, 1e4)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                outputs[f"gate-off-D{level + 1}"].seg_logits, full(images()).seg_logits, rtol=1e-4, atol=1e-5
+            )
+
+    def test_random_weights_know_nothing_of_the_sample_and_are_the_same_each_time(self, tmp_path: Path) -> None:
+        model = tiny("random-gate")
+        with torch.no_grad():
+            one, other = model(images(4, seed=1)).signals, model(images(4, seed=2)).signals
+            assert torch.equal(one.w_seg, other.w_seg) and not torch.equal(one.align, other.align)
+            assert len(torch.cat([one.w_seg, one.w_clf]).unique()) == 4 * 4 * 2
+            save_file(model.state_dict(), tmp_path / "model.safetensors")
+            again = tiny("random-gate", seed=2)
+            again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+            assert torch.equal(again(images(4)).signals.w_seg, one.w_seg)
+        draws = torch.cat([upa.draws for upa in model.upa])
+        assert draws.min() >= 0 and draws.max() <= 1 and abs(draws.mean() - 0.5) < 0.02
+
+    def test_random_weights_are_drawn_anew_in_training(self) -> None:
+        model = tiny("random-gate").train()
+
+        def drawn(seed: int) -> Tensor:
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                return model(images()).signals.w_seg
+
+        assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+    @pytest.mark.parametrize("variant", ["full", "softmax-gate", "linear-gate", "gate-off-D2", "random-gate"])
+    def test_what_can_learn_from_the_tasks_does(self, variant: str) -> None:
+        """And the rest is frozen, so that data-parallel training does not wait for its gradients."""
+        model = tiny(variant).train()
+        output = model(images(4))
+        (output.seg_logits.square().mean() + output.clf_logits.square().mean()).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad == (parameter.grad is not None), name
+        frozen = {name.split(".")[1] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        assert frozen == {"gate-off-D2": {"1"}, "random-gate": set("0123")}.get(variant, set())
+
+    @pytest.mark.parametrize(
+        ("variant", "gates"), [("full", 4), ("softmax-gate", 4), ("gate-off-D3", 3), ("random-gate", 0)]
+    )
+    def test_gates_are_those_that_learn(self, variant: str, gates: int) -> None:
+        assert len(tiny(variant).gates()) == len(tiny(variant).gated_levels()) == gates
 
 
 class TestPretrained:
