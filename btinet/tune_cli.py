@@ -62,7 +62,7 @@ def tune(
         found = bind_trials(trials, root, show)
     names = run_names(found)
     pending = [bound for outcome in found for bound in outcome.unfinished]
-    console.print(f"{len(found)} trials, {len(names)} runs, {len(names) - len(pending)} of them done already")
+    console.print(f"{len(found)} trial(s), {len(names)} run(s), {len(names) - len(pending)} of them done already")
     failures = {}
     if pending:
         from btinet.cluster.session import ray_session

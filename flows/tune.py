@@ -44,7 +44,7 @@ def trials_task(search: Search, base: Experiment, found: list[Outcome], root: St
     logger = get_run_logger()
     names = run_names(found)
     pending = [bound for outcome in found for bound in outcome.unfinished]
-    logger.info(f"{len(found)} trials, {len(names)} runs, {len(names) - len(pending)} of them done already")
+    logger.info(f"{len(found)} trial(s), {len(names)} run(s), {len(names) - len(pending)} of them done already")
     if not pending:
         return {}
     with ray_session() as session:

@@ -63,7 +63,7 @@ def test_help() -> None:
         assert first_line.split(";")[0] in " ".join(own.stdout.split())
         assert "--experiment" in own.stdout
         assert command in text.stdout
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {*COMMANDS, "tune"}
 
 
 def test_runs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from ray import tune
 from btinet.config import BoundRun, ResourceSettings
 from btinet.errors import InputError
 from btinet.storage import Storage
+
+# would warn that the files that we have no use for are missing
+logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 OnMessage = Callable[[BoundRun, str], None]
 

@@ -39,7 +39,7 @@ def test_search_and_again(write_experiment: Callable[..., Path], tmp_path: Path)
     done = subprocess.run([BTINET, "tune", str(search)], capture_output=True, text=True, timeout=400, check=False)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
-    assert "2 trials, 2 runs, 0 of them done already" in done.stderr
+    assert "2 trial(s), 2 run(s), 0 of them done already" in done.stderr
     assert "trial 1/2 (model.tau=0.3, train.stage1.learning_rate=0.001) seed 42  stage 2  epoch 1/1" in done.stderr
     assert "learning_rate=1e+30) seed 42 failed: " in done.stderr and "not finite" in done.stderr
     table = pq.read_table(results / "searches/tau/trials.parquet").to_pylist()
@@ -52,7 +52,7 @@ def test_search_and_again(write_experiment: Callable[..., Path], tmp_path: Path)
     assert len(before) == 2
     search = write_search(experiment, name="other", space={"model.tau": [0.3], "train.stage1.learning_rate": [1e-3]})
     done = subprocess.run([BTINET, "tune", str(search)], capture_output=True, text=True, timeout=100, check=False)
-    assert "1 trials, 1 runs, 1 of them done already" in done.stderr and "Ray" not in done.stderr
+    assert "1 trial(s), 1 run(s), 1 of them done already" in done.stderr and "Ray" not in done.stderr
     assert weights(results) == before
 
 
@@ -85,7 +85,7 @@ def test_interrupted_search_goes_on(write_experiment: Callable[..., Path], tmp_p
     assert len(before) == 2, "both stages of the first trial"
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 trials, 2 runs, 1 of them done already" in done.stderr
+    assert "2 trial(s), 2 run(s), 1 of them done already" in done.stderr
     assert "trial 1/2" not in done.stderr and "stage 1  epoch 1/6" not in done.stderr
     assert "stage 1  epoch 6/6" in done.stderr
     assert before.items() <= weights(results).items()
