@@ -56,7 +56,7 @@ def train_with_tune(
     trainable = tune.with_parameters(
         _train_run,
         bounds={run_id: bound.model_dump(mode="json") for run_id, bound in by_id.items()},
-        storage={"url": root.url, "endpoint": root.endpoint},
+        storage=root.reference,
     )
     watcher = _Watcher(by_id, on_message)
     tuner = tune.Tuner(
