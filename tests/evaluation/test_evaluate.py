@@ -247,7 +247,7 @@ class TestMonteCarloSettings:
         evaluate(with_evaluation(own.bound, mc_passes=0), own.root, CPU)
         rows = table(own)
         columns = [name for name in PREDICTIONS.names if name.startswith("mc_")]
-        assert len(columns) == 12
+        assert len(columns) == 15
         assert all(rows[name].null_count == len(rows) for name in columns)
         assert rows.schema.equals(PREDICTIONS)
 
@@ -258,6 +258,13 @@ class TestMonteCarloSettings:
         for name in ("mc_seg_var", "mc_seg_entropy", "mc_seg_mi", "mc_seg_var_fg", "mc_iou"):
             assert rows[name].null_count == len(rows)
         assert min(rows["mc_clf_var"].to_pylist()) > 1e-10
+
+    def test_head_only_scores_are_there_with_either_scope(self, rows: pa.Table) -> None:
+        """``rows`` have mc_scope all: more dropout is active in mc_clf_* than in mc_head_clf_*."""
+        for name in ("clf_entropy", "clf_mi", "clf_var"):
+            assert rows[f"mc_head_{name}"].null_count == 0
+            assert not rows[f"mc_head_{name}"].equals(rows[f"mc_{name}"])
+        assert min(rows["mc_head_clf_var"].to_pylist()) > 1e-10
 
 
 class TestReaders:
