@@ -259,8 +259,9 @@ class TestMonteCarloSettings:
             assert rows[name].null_count == len(rows)
         assert min(rows["mc_clf_var"].to_pylist()) > 1e-10
 
-    def test_head_only_scores_are_there_with_either_scope(self, rows: pa.Table) -> None:
-        """``rows`` have mc_scope all: more dropout is active in mc_clf_* than in mc_head_clf_*."""
+    def test_head_only_scores_are_there_with_either_scope(self, finished: Bench) -> None:
+        """With mc_scope all, more dropout is active in mc_clf_* than in mc_head_clf_*."""
+        rows = table(finished)
         for name in ("clf_entropy", "clf_mi", "clf_var"):
             assert rows[f"mc_head_{name}"].null_count == 0
             assert not rows[f"mc_head_{name}"].equals(rows[f"mc_{name}"])
