@@ -14,7 +14,7 @@ import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
 
-from btinet import data_cli, models_cli, tune_cli
+from btinet import data_cli, experiment_cli, models_cli, tune_cli
 from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
 from btinet.console import bar, console
@@ -25,7 +25,7 @@ from btinet.evaluation.evaluate import finished_evaluation
 from btinet.partitions import read_partition
 from btinet.receipts import Receipt
 from btinet.results import headline_rows, headline_table, method_tables, publish_results
-from btinet.storage import Storage
+from btinet.storage import Storage, refused
 from btinet.training.loop import NonFiniteLossError, Progress
 from btinet.training.stage import epochs_file, finished_stage, train_stage
 
@@ -34,12 +34,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="BTI-Net experiments, step by step: prepare -> train (stage 1, stage 2) -> evaluate -> analyse.\n\n"
-    "A RUN is named DATASET/METHOD/VARIANT/SEED, e.g. phantom/btinet/full/42; `btinet runs` lists them. A step that "
-    "is done already is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`.",
+    "A RUN is named DATASET/METHOD/VARIANT/SEED, e.g. phantom/btinet/full/42; `btinet plan EXPERIMENT` lists them. "
+    "A step that is done is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`.",
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(models_cli.app, name="models")
 app.command()(tune_cli.tune)
+app.command()(experiment_cli.plan)
+app.command()(experiment_cli.status)
 
 ExperimentFile = Annotated[
     Path, typer.Option("--experiment", "-e", help="Experiment file (YAML); examples are in experiments/.")
@@ -67,15 +69,6 @@ InProcess = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 DEFAULT_EXPERIMENT = Path("params.yaml")
-
-
-@app.command()
-def runs(
-    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
-) -> None:
-    """List an experiment's runs by name."""
-    for run in load_experiment(experiment).runs():
-        typer.echo(run.key)
 
 
 @app.command()
@@ -223,6 +216,9 @@ def main() -> None:
         app()
     except (InputError, NonFiniteLossError) as error:
         console.print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except PermissionError as error:
+        console.print(f"btinet: {refused(error)}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -1,14 +1,16 @@
-"""Progress through storage: a job keeps a small JSON file, whoever waits for it looks at the file."""
+"""Progress and failures through storage: a job keeps small JSON files, whoever waits for it looks at them."""
 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from btinet.config import Strict
 from btinet.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -30,16 +32,44 @@ class ProgressFile:
             self.written = time.monotonic()
 
 
+class Failure(Strict):
+    """The last error of a run."""
+
+    time: float
+    step: str
+    """``stage1``, ``stage2``, ``evaluation``; ``job`` when the process that drives them was lost."""
+    node: str
+    """Name of the machine it happened on."""
+    is_final: bool
+    """Doing the step again cannot mend it: bad input, refused credentials, a loss that is not finite."""
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.step} on {self.node}: {self.message}"
+
+
+def write_failure(file: Storage, step: str, message: str, is_final: bool) -> None:
+    """Leave ``message`` for whoever waits for this step."""
+    failure = Failure(time=time.time(), step=step, node=socket.gethostname(), is_final=is_final, message=message)
+    file.write_json(failure.model_dump())
+
+
+def read_failure(file: Storage) -> Failure | None:
+    """The failure in ``file``, if there is one."""
+    content = read_progress(file)
+    return None if content is None else Failure.model_validate(content)
+
+
 @contextmanager
 def watching(file: Storage, on_change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Pass on what is written to ``file`` while the block runs; what it held before is old news."""
     is_over = threading.Event()
-    old = _read(file)
+    old = read_progress(file)
 
     def watch() -> None:
         seen = old
         while not is_over.wait(POLL_SECONDS):
-            content = _read(file)
+            content = read_progress(file)
             if content is not None and content != seen:
                 seen = content
                 on_change(content)
@@ -53,7 +83,8 @@ def watching(file: Storage, on_change: Callable[[dict[str, Any]], None]) -> Iter
         watcher.join()
 
 
-def _read(file: Storage) -> dict[str, Any] | None:
+def read_progress(file: Storage) -> dict[str, Any] | None:
+    """What ``file`` holds at present; None where there is none, or it cannot be read now."""
     try:
         content: dict[str, Any] | None = file.read_json() if file.exists() else None
     except (OSError, ValueError) as error:  # the job goes on without its progress being shown

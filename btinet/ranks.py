@@ -1,8 +1,8 @@
 """The processes that train one run together, and the few reductions that make them count as one.
 
-In a single process every reduction is the identity. With several, BatchNorm statistics, the gate targets' extremes
-and means over a varying number of samples are taken over the global batch, so that the numbers are those of one
-process with the whole batch.
+In a single process every reduction is the identity. With several, BatchNorm statistics, dropout masks, the gate
+targets' extremes and means over a varying number of samples are those of the global batch, so that the numbers are
+those of one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import btinet.torchvision_compat  # noqa: F401  isort: skip  (must come before timm)
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, DropPath
 
 
 class Ranks:
@@ -77,6 +77,25 @@ def synchronise_batchnorm(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.forward = partial(_global_batchnorm, module, module.forward)  # type: ignore[method-assign]
+
+
+def synchronise_dropout(model: nn.Module) -> None:
+    """Let every dropout and stochastic depth of ``model`` draw its mask for the global batch, and use this rank's rows.
+
+    The ranks' random generators must agree; then they draw what one process with the whole batch would.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | DropPath):
+            module.forward = partial(_global_dropout, module, module.forward)  # type: ignore[method-assign]
+
+
+def _global_dropout(module: nn.Module, plain_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Dropout of x [B, ...], this rank's share of the global batch: all dropouts multiply by a mask without looking."""
+    if not module.training:
+        return plain_forward(x)
+    ranks = Ranks()
+    mask = plain_forward(torch.cat([torch.ones_like(x)] * ranks.size))  # in the memory format of x
+    return x * mask[ranks.rank * len(x) :][: len(x)]
 
 
 def _global_batchnorm(module: _BatchNorm, plain_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -246,6 +246,15 @@ class Storage:
             raise InputError(f"storage {self.url}{where} cannot be written: {reason}; {remedy}") from error
 
 
+def refused(error: PermissionError) -> str:
+    """What to do when the storage takes this machine's credentials no longer."""
+    return (
+        f"the storage refuses access: {error}; renew the credentials where this process gets them "
+        "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a credentials file; for files, their permissions) and run "
+        "again: it goes on from the last checkpoint"
+    )
+
+
 def cache_folder() -> Path:
     """Where this machine keeps what it can make or download again."""
     return Path(os.environ.get("BTINET_CACHE", "~/.cache/btinet")).expanduser()

@@ -6,22 +6,24 @@ What is done already is found by its receipts in storage, whoever did it, and is
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, NoReturn
+from uuid import UUID
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 import httpx
 import psutil
-import ray
 import typer
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
@@ -29,24 +31,29 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, refresh_global_settings_context
-from prefect.futures import wait
+from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.futures import PrefectFuture, wait
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelled
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.states import Cancelled, Crashed
 from rich.console import Console
 
 from btinet.binding import bind, check_inputs, open_storage, prepare_dataset, publish_weights
-from btinet.cluster.jobs import evaluate_on_cluster, train_on_cluster
-from btinet.cluster.session import Session, ray_session
+from btinet.cluster.clusters import Cluster, JobCluster, open_cluster
+from btinet.cluster.jobs import NotConnectedError
 from btinet.config import BoundRun, DatasetSettings, Experiment, ResourceSettings, load_experiment
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import finished_evaluation
 from btinet.results import Results, headline_rows, headline_table, method_tables, publish_results
+from btinet.status import is_finished
 from btinet.storage import Storage
-from btinet.training.loop import Progress
 from btinet.training.stage import finished_stage
 
 LOG_SECONDS = 5.0
+ROOM_SECONDS = 5.0
+CANCEL_SECONDS = 5.0
+"""How often the cluster is asked for room, and Prefect for a cancellation."""
+
+LEFT = "terminated; jobs on a cluster go on, and the same command finds them again"
 
 
 class _WithoutInputErrors(logging.Filter):
@@ -64,10 +71,10 @@ def worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -
     """Bad input stays bad, and without a cluster there is nothing to retry on."""
     try:
         state.result()
-    except InputError:
+    except (InputError, NotConnectedError):
         return False
     except Exception:
-        return ray.is_initialized()
+        return True
     return False
 
 
@@ -83,59 +90,17 @@ def prepare_task(experiment: Experiment, dataset: DatasetSettings, root: Storage
 
 
 @task(
-    name="train",
-    task_run_name="{bound.run.key} stage {stage}",
+    name="run",
+    task_run_name="{bound.run.key}",
     cache_policy=NO_CACHE,
-    retries=2,
     retry_delay_seconds=10,
     retry_condition_fn=worth_retrying,
 )
-def train_task(bound: BoundRun, stage: int, root: Storage, resources: ResourceSettings) -> None:
-    """Train one stage of one run as a Ray Train job."""
+def run_task(bound: BoundRun, cluster: Cluster, root: Storage, resources: ResourceSettings) -> None:
+    """One run from its first stage to its predictions, on the cluster."""
     log = _Throttled()
-    if (done := finished_stage(bound, stage, root)) is not None:
-        log.logger.info(f"done already ({done.finished})")
-        return
-    receipt = train_on_cluster(bound, stage, root, resources, log.progress)
-    log.logger.info(str(receipt))
-
-
-@task(
-    name="evaluate",
-    task_run_name="{bound.run.key} evaluation",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=10,
-    retry_condition_fn=worth_retrying,
-)
-def evaluate_task(bound: BoundRun, root: Storage, resources: ResourceSettings) -> None:
-    """Predict validation and test with every stage of one run."""
-    log = _Throttled()
-    if (done := finished_evaluation(bound, root)) is not None:
-        log.logger.info(f"done already ({done.finished})")
-        return
-    log(f"evaluating, with {bound.run.settings.evaluation.mc_passes} Monte Carlo dropout passes")
-    receipt = evaluate_on_cluster(bound, root, resources, lambda done, total: log(f"batch {done}/{total}"))
-    log.logger.info(str(receipt))
-
-
-@task(name="run", task_run_name="{bound.run.key}", cache_policy=NO_CACHE)
-def run_task(bound: BoundRun, root: Storage, resources: ResourceSettings) -> None:
-    """One run from its first stage to its predictions."""
-    for stage in bound.run.stages:
-        train_task(bound, stage, root, resources)
-    evaluate_task(bound, root, resources)
-
-
-@flow(name="runs", flow_run_name="runs of {experiment.name}")
-def runs_flow(experiment: Experiment, bounds: list[BoundRun], root: Storage) -> list[str]:
-    """Unfinished runs, as many at once as the task runner has threads; returns a message for each that failed."""
-    futures = [(bound, run_task.submit(bound, root, experiment.resources)) for bound in bounds]
-    try:
-        wait([future for _, future in futures])
-    except BaseException:  # cancelled by the Prefect worker
-        _exit_with_children()
-    return [f"{bound.run.key}: {future.state.message}" for bound, future in futures if not future.state.is_completed()]
+    cluster.do(bound, root, resources, log)
+    log("done", is_due=True)
 
 
 @flow(name="btinet", flow_run_name="{experiment}", validate_parameters=True)
@@ -169,12 +134,12 @@ def full_experiment(
     hashes = {dataset.name: prepare_task(settings, dataset, root) for dataset in settings.datasets}
     published = publish_weights(settings, root)
     bounds = [bind(run, hashes[run.dataset.name], published) for run in settings.runs()]
-    pending = [bound for bound in bounds if not _is_done(bound, root)]
+    pending = [bound for bound in bounds if not is_finished(bound, root)]
     if len(pending) < len(bounds):
         logger.info(f"{len(bounds) - len(pending)} of {len(bounds)} run(s) done already")
     failures = _do(settings, pending, root) if pending else []
 
-    finished = [bound for bound in bounds if _is_done(bound, root)]
+    finished = [bound for bound in bounds if is_finished(bound, root)]
     results = analyse_task(settings, finished, root) if finished else None
     if failures:
         raise RuntimeError(
@@ -205,41 +170,82 @@ def analyse_task(experiment: Experiment, bounds: list[BoundRun], root: Storage) 
 
 
 def _do(experiment: Experiment, bounds: list[BoundRun], root: Storage) -> list[str]:
-    """Connect to Ray and do these runs."""
+    """Connect to the cluster and do these runs there; returns a message for each that failed."""
     logger = get_run_logger()
-    with ray_session() as session:
-        if session.dashboard_url:
-            logger.info(f"Ray dashboard: {session.dashboard_url} (it asks for a token: `ray get-auth-token`)")
-            create_link_artifact(session.dashboard_url, link_text="Ray dashboard", key="ray-dashboard")
-        parallel = _parallel_runs(experiment.resources, session)
-        logger.info(f"{len(bounds)} run(s) to do, {parallel} at a time")
-        runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
-        runs = runs_flow.with_options(task_runner=runner)  # type: ignore[arg-type]
-        return runs(experiment, bounds, root)
+    with open_cluster() as cluster, _cancelling(cluster):
+        if cluster.dashboard_url:
+            logger.info(f"Ray dashboard: {cluster.dashboard_url} (it asks for a token: `ray get-auth-token`)")
+            create_link_artifact(cluster.dashboard_url, link_text="Ray dashboard", key="ray-dashboard")
+        if isinstance(cluster, JobCluster):
+            logger.info(f"sent to the cluster: {cluster.package}")
+        return do_runs(cluster, experiment.resources, bounds, root)
 
 
-def _parallel_runs(resources: ResourceSettings, session: Session) -> int:
-    """How many runs the cluster holds at once.
+def do_runs(cluster: Cluster, resources: ResourceSettings, bounds: list[BoundRun], root: Storage) -> list[str]:
+    """Do runs in their order, as many at once as the cluster has room for; returns a message for each that failed."""
+    room = _Room(cluster, resources)
+    get_run_logger().info(f"{len(bounds)} run(s) to do, the cluster has room for {room.total()} at a time")
+    run = run_task.with_options(retries=resources.max_failures)
+    futures = []
+    for bound in bounds:
+        room.wait()
+        futures.append(run.submit(bound, cluster, root, resources))
+        futures[-1].add_done_callback(room.leave)
+    wait(futures)
+    return [
+        f"{bound.run.key}: {future.state.message}"
+        for bound, future in zip(bounds, futures, strict=True)
+        if not future.state.is_completed()
+    ]
 
-    Raises:
-        InputError: not one.
-    """
-    held = int(session.cpus // (resources.cpus_per_worker * resources.workers))
-    if resources.gpus_per_worker:
-        held = min(held, int(session.gpus // (resources.gpus_per_worker * resources.workers)))
-    if held < 1:
-        raise InputError(
-            f"resources: a run needs {resources.workers} worker(s) with {resources.cpus_per_worker} CPU(s) and "
-            f"{resources.gpus_per_worker} GPU(s) each, and the cluster has {session.cpus} CPU(s) and {session.gpus} "
-            "GPU(s): lower resources.workers, cpus_per_worker or gpus_per_worker"
-        )
-    return min(held, resources.max_parallel_runs or held)
 
+class _Room:
+    """Lets runs in one by one, as the cluster has room: it follows nodes that join and leave, and what others use."""
 
-def _is_done(bound: BoundRun, root: Storage) -> bool:
-    return all(finished_stage(bound, stage, root) for stage in bound.run.stages) and (
-        finished_evaluation(bound, root) is not None
-    )
+    def __init__(self, cluster: Cluster, resources: ResourceSettings) -> None:
+        self.cluster = cluster
+        self.resources = resources
+        self.inside = 0
+        self.changed = threading.Condition()
+
+    def total(self) -> int:
+        """How many runs the cluster holds if it does nothing else.
+
+        Raises:
+            InputError: not one.
+        """
+        places = self.cluster.places(self.resources)
+        if places.total < self.resources.workers:
+            raise InputError(
+                f"resources: a run needs {self.resources.workers} worker(s) with {self.resources.cpus_per_worker} "
+                f"CPU(s) and {self.resources.gpus_per_worker} GPU(s) each, and the cluster has room for "
+                f"{places.total} of them: lower resources.workers, cpus_per_worker or gpus_per_worker"
+            )
+        return min(places.total // self.resources.workers, self.resources.max_parallel_runs or places.total)
+
+    def wait(self) -> None:
+        """Wait until one more run fits, and count it in."""
+        with self.changed:
+            while not self._has_room():
+                self.changed.wait(timeout=ROOM_SECONDS)
+            self.inside += 1
+
+    def leave(self, future: PrefectFuture[Any]) -> None:
+        """Called when a run has ended."""
+        with self.changed:
+            self.inside -= 1
+            self.changed.notify()
+
+    def _has_room(self) -> bool:
+        if self.inside >= (self.resources.max_parallel_runs or self.inside + 1):
+            return False
+        try:
+            places = self.cluster.places(self.resources)
+        except OSError:  # the cluster's head does not answer now
+            return False
+        # of ours, some may not have taken their places yet, and between its steps a run has none
+        taken = max(places.taken, self.inside * self.resources.workers)
+        return taken + self.resources.workers <= places.total
 
 
 def _run_table(bounds: list[BoundRun], root: Storage) -> list[dict[str, Any]]:
@@ -253,7 +259,7 @@ def _run_table(bounds: list[BoundRun], root: Storage) -> list[dict[str, Any]]:
 
 
 class _Throttled:
-    """Passes messages to the task run's log, at most one in LOG_SECONDS and the last of each epoch."""
+    """Passes messages to the task run's log: at most one in LOG_SECONDS, and those that are due."""
 
     def __init__(self) -> None:
         self.logger = get_run_logger()
@@ -263,9 +269,6 @@ class _Throttled:
         if is_due or time.monotonic() - self.last > LOG_SECONDS:
             self.last = time.monotonic()
             self.logger.info(message)
-
-    def progress(self, progress: Progress) -> None:
-        self(str(progress), is_due=progress.step == progress.steps)
 
 
 def main(
@@ -292,11 +295,59 @@ def main(
         sys.exit(2)
 
 
-def _exit_with_children() -> NoReturn:
-    """End this process at once, with those that it started: an embedded Ray, a Prefect server.
+_clusters: list[Cluster] = []
+"""The cluster that a flow of this process uses at present, for signal handlers."""
 
-    A thread that waits for a Ray job cannot be interrupted. The cluster's jobs end when this process has gone.
+
+@contextmanager
+def _cancelling(cluster: Cluster) -> Iterator[None]:
+    """While the block runs, a cancellation of the flow run in Prefect (its UI, its API) ends the cluster's jobs.
+
+    Prefect's worker also sends SIGTERM to a flow that is cancelled, but as well when the worker's own machine goes
+    down: then the jobs are left to go on, and the next flow finds them.
     """
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    flow_run_id = context.flow_run.id
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(CANCEL_SECONDS):
+            if _is_cancelled(flow_run_id):
+                _end_flow(flow_run_id, Cancelled())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    _clusters.append(cluster)
+    try:
+        yield
+    except TerminationSignal:
+        _end_flow(flow_run_id, Cancelled() if _is_cancelled(flow_run_id) else Crashed(message=LEFT))
+    finally:
+        is_over.set()
+        _clusters.remove(cluster)
+
+
+def _is_cancelled(flow_run_id: UUID) -> bool:
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(flow_run_id).state
+    except (httpx.HTTPError, PrefectException):  # the server is being restarted
+        return False
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def _end_flow(flow_run_id: UUID | None, state: State[Any]) -> NoReturn:
+    """End this process at once, with those that it started (an embedded Ray, a Prefect server); tell Prefect.
+
+    A cancelled flow ends its jobs on a cluster; else they go on. A thread that waits for a job cannot be interrupted.
+    """
+    if state.is_cancelled():
+        for cluster in _clusters:
+            cluster.stop()
+    if flow_run_id is not None:
+        with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run_id, state, force=True)
     children = psutil.Process().children(recursive=True)
     for child in children:
         with suppress(psutil.NoSuchProcess):
@@ -309,7 +360,7 @@ def _exit_with_children() -> NoReturn:
 
 @contextmanager
 def _prefect_api() -> Iterator[None]:
-    """The Prefect server that PREFECT_API_URL names, or one for the duration of the block; and Ctrl-C.
+    """The Prefect server that PREFECT_API_URL names, or one for the duration of the block; and signals.
 
     The server that Prefect itself would start shares this process's group: Ctrl-C would end it before the flow, which
     would then wait minutes for an answer. Ours is in a group of its own, hears that the flow is cancelled, and ends.
@@ -317,12 +368,14 @@ def _prefect_api() -> Iterator[None]:
     server = None if PREFECT_API_URL.value() else _start_server()
 
     def stop(signum: int, frame: object) -> None:
+        is_interrupt = signum == signal.SIGINT
+        message = "interrupted; the same command goes on from the last checkpoint" if is_interrupt else LEFT
+        Console(stderr=True).print(message, soft_wrap=True)
         context = FlowRunContext.get()
-        if context and context.flow_run:
-            with get_client(sync_client=True) as client:
-                client.set_flow_run_state(context.flow_run.id, Cancelled(), force=True)
-        Console(stderr=True).print("interrupted; the same command goes on from the last checkpoint", soft_wrap=True)
-        _exit_with_children()
+        _end_flow(
+            context.flow_run.id if context and context.flow_run else None,
+            Cancelled() if is_interrupt else Crashed(message=LEFT),
+        )
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -345,6 +398,7 @@ def _start_server() -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
         env=os.environ | {"PREFECT_SERVER_UI_API_URL": url},
         start_new_session=True,
+        preexec_fn=_end_with_parent,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -353,6 +407,13 @@ def _start_server() -> subprocess.Popen[bytes]:
     os.environ["PREFECT_API_URL"] = url
     refresh_global_settings_context()
     return server
+
+
+def _end_with_parent() -> None:
+    """In a process that is being started: let it end when this one does, were it by kill -9. (Linux only.)"""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _is_healthy(url: str) -> bool:

@@ -23,7 +23,7 @@ from btinet.receipts import Receipt
 from btinet.storage import Storage
 from tests.training.micro import KEY, Bench, bench, finished_bench, one_thread, settings  # noqa: F401
 
-COMMANDS = ["runs", "prepare", "train", "evaluate", "analyse"]
+COMMANDS = ["prepare", "train", "evaluate", "analyse"]
 ROW = re.compile(r"phantom-btinet-full-7-tiny-[0-9a-f]{10}: ")
 
 
@@ -63,25 +63,15 @@ def test_help() -> None:
         assert first_line.split(";")[0] in " ".join(own.stdout.split())
         assert "--experiment" in own.stdout
         assert command in text.stdout
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {*COMMANDS, "tune"}
-
-
-def test_runs(tmp_path: Path) -> None:
-    file = tmp_path / "experiment.yaml"
-    file.write_text(yaml.safe_dump(settings(tmp_path / "storage", {"seeds": [1, 2], "variants": ["full", "no-upa"]})))
-    assert CliRunner().invoke(cli.app, ["runs", "-e", str(file)]).stdout.split() == [
-        "phantom/btinet/full/1",
-        "phantom/btinet/full/2",
-        "phantom/btinet/no-upa/1",
-        "phantom/btinet/no-upa/2",
-    ]
+    registered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert registered == {*COMMANDS, "plan", "status", "tune"}
 
 
 def test_fault_of_the_installed_program(tmp_path: Path) -> None:
     """One message, whole on its line, and no traceback."""
     program = str(Path(sys.executable).with_name("btinet"))
     missing = tmp_path / "a" / "name-that-is-longer-than-a-terminal-is-wide" / "so-that-it-would-be-wrapped" / "e.yaml"
-    bad = subprocess.run([program, "runs", "-e", str(missing)], capture_output=True, text=True, check=False)
+    bad = subprocess.run([program, "plan", str(missing)], capture_output=True, text=True, check=False)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == f"btinet: {missing}: no such experiment file; examples are in experiments/\n"
 
@@ -182,12 +172,12 @@ class TestFaults:
 
     def test_unknown_key(self, fault: Callable[..., str], file: Callable[..., str]) -> None:
         path = file(train={"batchsize": 8}, colour="red")
-        message = fault("runs", "-e", path)
+        message = fault("plan", path)
         assert message.startswith(f"{path}: ")
         assert "colour: unknown key: check its spelling against docs/configuration.md, or remove it" in message
 
     def test_unknown_key_within(self, fault: Callable[..., str], file: Callable[..., str]) -> None:
-        assert "batchsize" in fault("runs", "-e", file(train={"batchsize": 8}))
+        assert "batchsize" in fault("plan", file(train={"batchsize": 8}))
 
     def test_missing_dataset_root(self, fault: Callable[..., str], file: Callable[..., str]) -> None:
         path = file(datasets=[{"name": "busi", "root": "/no/such/folder"}])
@@ -246,7 +236,7 @@ class TestFaults:
         assert message.startswith("dataset 'phantom': 28 training samples do not fill one batch of 32; ")
 
     @pytest.mark.parametrize(
-        "arguments", [["train", KEY], ["train", KEY, "--stage", "3"], ["train"], ["nonsense"], ["runs", "--colour"]]
+        "arguments", [["train", KEY], ["train", KEY, "--stage", "3"], ["train"], ["nonsense"], ["plan", "--colour"]]
     )
     def test_wrong_use(self, btinet: Callable[..., tuple[int, str, str]], arguments: list[str]) -> None:
         status, out, err = btinet(*arguments)

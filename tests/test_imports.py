@@ -24,10 +24,10 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"evaluation"},
     {"analysis"},
     {"report"},
-    {"binding", "results"},
+    {"binding", "results", "status"},
     {"search"},
     {"cluster"},
-    {"data_cli", "models_cli", "tune_cli"},
+    {"data_cli", "experiment_cli", "models_cli", "tune_cli"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

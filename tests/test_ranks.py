@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import btinet.torchvision_compat  # noqa: F401  isort: skip  (must come before timm)
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, DropPath
 
 from btinet.config import PRESETS, LossSettings, Settings
 from btinet.losses import focal_cross_entropy, gate_loss, segmentation_losses
 from btinet.models.btinet import BTINet
-from btinet.ranks import Ranks, synchronise_batchnorm
+from btinet.ranks import Ranks, synchronise_batchnorm, synchronise_dropout
 
 RANKS, HALF = 2, 3
 
@@ -131,6 +131,17 @@ def judge_gates(lesions: list[int], part: slice) -> tuple[Tensor, Tensor, Tensor
     return loss.detach(), *torch.autograd.grad(loss, weights)
 
 
+def drop(part: slice, synchronised: bool) -> Tensor:
+    """Samples that went through every kind of dropout there is in the models."""
+    model = nn.Sequential(nn.Dropout(0.3), nn.Dropout2d(0.3), DropPath(0.3)).train()
+    if synchronised:
+        synchronise_dropout(model)
+    torch.manual_seed(3)
+    x = torch.arange(1.0, RANKS * HALF * 80 + 1).view(RANKS * HALF, 5, 4, 4)[part]
+    output: Tensor = model(x.to(memory_format=torch.channels_last))
+    return output
+
+
 def work(rank: int, folder: str) -> None:
     """One of the two processes."""
     torch.set_num_threads(1)
@@ -152,6 +163,7 @@ def work(rank: int, folder: str) -> None:
         model = tiny_btinet()
         synchronise_batchnorm(model)
         found["btinet"] = pass_btinet(DistributedDataParallel(model, broadcast_buffers=False), part)
+        found["dropout"], found["plain dropout"] = drop(part, synchronised=True), drop(part, synchronised=False)
         ranks.barrier()
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
@@ -182,6 +194,13 @@ def assert_all_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tol
         torch.testing.assert_close(
             actual[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_dropout_masks_are_those_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
+    whole = drop(slice(None), synchronised=False)
+    assert 0 < int((whole == 0).sum()) < whole.numel()
+    torch.testing.assert_close(torch.cat([each["dropout"] for each in found]), whole, rtol=1e-6, atol=0)
+    assert not torch.equal(torch.cat([each["plain dropout"] for each in found]) == 0, whole == 0)
 
 
 class TestBatchNorm:

@@ -1,15 +1,14 @@
-"""Connecting to Ray: the cluster that RAY_ADDRESS names, or an embedded one that ends with this process."""
+"""Connecting this process to Ray: to the cluster that RAY_ADDRESS names, or to an embedded one that ends with it."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-import btinet
+from btinet.cluster.package import package_to_send
 from btinet.errors import InputError
 
 # Train's runs appear in the dashboard only where this is set before Ray is imported
@@ -23,7 +22,6 @@ class Session(NamedTuple):
     """A live connection to Ray."""
 
     dashboard_url: str | None
-    is_embedded: bool
     cpus: float
     gpus: float
 
@@ -36,28 +34,35 @@ def ray_session() -> Iterator[Session]:
     and read data from storage. An embedded cluster listens on localhost and stops at the end of the block.
 
     Raises:
-        InputError: RAY_ADDRESS names no reachable cluster.
+        InputError: RAY_ADDRESS names no cluster that this process can join.
     """
     address = os.environ.get("RAY_ADDRESS")
-    try:
-        context = ray.init(
-            address=address or "local",
-            include_dashboard=None if address else True,
-            dashboard_host="127.0.0.1",
-            runtime_env={"py_modules": [str(Path(btinet.__file__).parent)]} if address else None,
-            logging_level=logging.WARNING,
-            log_to_driver=False,  # progress comes through storage; workers' logs are in the dashboard
-        )
-    except (ConnectionError, RuntimeError) as error:
-        if not address:
-            raise
+    if address and "://" in address and not address.startswith("ray://"):
         raise InputError(
-            f"RAY_ADDRESS={address}: cannot connect ({error}); check that the cluster is up (`ray status`), or unset "
-            "RAY_ADDRESS to train on an embedded one"
-        ) from error
-    try:
-        total = ray.cluster_resources()
-        url = f"http://{context.dashboard_url}" if context.dashboard_url else None
-        yield Session(url, address is None, total.get("CPU", 0), total.get("GPU", 0))
-    finally:
-        ray.shutdown()
+            f"RAY_ADDRESS={address}: the flow sends whole runs there as jobs; a single step joins a cluster from "
+            "one of its nodes, with RAY_ADDRESS=HOST:6379, or runs with --in-process"
+        )
+    with ExitStack() as stack:
+        sent = [str(stack.enter_context(package_to_send()).folder)] if address else []
+        try:
+            context = ray.init(
+                address=address or "local",
+                include_dashboard=None if address else True,
+                dashboard_host="127.0.0.1",
+                runtime_env={"py_modules": sent} if sent else None,
+                logging_level=logging.WARNING,
+                log_to_driver=False,  # progress comes through storage; workers' logs are in the dashboard
+            )
+        except (ConnectionError, RuntimeError) as error:
+            if not address:
+                raise
+            raise InputError(
+                f"RAY_ADDRESS={address}: cannot connect ({error}); check that the cluster is up (`ray status`), or "
+                "unset RAY_ADDRESS to train on an embedded one"
+            ) from error
+        try:
+            total = ray.cluster_resources()
+            url = f"http://{context.dashboard_url}" if context.dashboard_url else None
+            yield Session(url, total.get("CPU", 0), total.get("GPU", 0))
+        finally:
+            ray.shutdown()

@@ -6,32 +6,31 @@ would spend seconds on torch and timm for nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from btinet.storage import Storage
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train a stage; runs in every training worker.
-
-    What a repetition cannot mend is left as ``failure.json`` rather than raised, or Ray would try again.
-    """
+    """Train a stage; runs in every training worker."""
     import ray.train.torch
 
+    from btinet.cluster.metrics import TrainingMetrics
     from btinet.config import BoundRun
-    from btinet.errors import InputError
     from btinet.storage import Storage
-    from btinet.training.loop import NonFiniteLossError
-    from btinet.training.stage import stage_folder, train_stage
+    from btinet.training.stage import train_stage
 
     bound = BoundRun.model_validate(config["bound"])
     root = Storage(**config["storage"])
-    try:
-        train_stage(bound, config["stage"], root, ray.train.torch.get_device())
-    except (InputError, NonFiniteLossError) as error:
-        (stage_folder(root, bound.run_id, config["stage"]) / "failure.json").write_json({"message": str(error)})
+    with leaving_failure(root, bound.run_id, f"stage{config['stage']}"):
+        train_stage(bound, config["stage"], root, ray.train.torch.get_device(), TrainingMetrics(bound.run).update)
 
 
-def evaluate_worker(bound: dict[str, Any], storage: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate a run; returns its receipt."""
+def evaluate_worker(bound: dict[str, Any], storage: dict[str, Any]) -> None:
+    """Evaluate a run."""
     import ray
     import torch
 
@@ -40,4 +39,38 @@ def evaluate_worker(bound: dict[str, Any], storage: dict[str, Any]) -> dict[str,
     from btinet.storage import Storage
 
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    return evaluate(BoundRun.model_validate(bound), Storage(**storage), device).model_dump()
+    run, root = BoundRun.model_validate(bound), Storage(**storage)
+    with leaving_failure(root, run.run_id, "evaluation"):
+        evaluate(run, root, device)
+
+
+@contextmanager
+def leaving_failure(root: Storage, run_id: str, step: str) -> Iterator[None]:
+    """Leave an error of the block as the run's ``failure.json``; it is gone when the block ends well.
+
+    What a repetition cannot mend goes no further, or Ray would try again; whoever waits for the step finds the file.
+    """
+    import errno
+    import socket
+
+    from btinet.errors import InputError
+    from btinet.progress import write_failure
+    from btinet.status import failure_file
+    from btinet.storage import refused
+    from btinet.training.loop import NonFiniteLossError
+
+    file = failure_file(root, run_id)
+    try:
+        yield
+    except (InputError, NonFiniteLossError) as error:
+        write_failure(file, step, str(error), is_final=True)
+    except PermissionError as error:  # it then takes no failure.json either
+        raise RuntimeError(f"on {socket.gethostname()}: {refused(error)}") from error
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            message += "; make room on this node (BTINET_CACHE, TMPDIR and file:// storage are where btinet writes)"
+        write_failure(file, step, message, is_final=False)
+        raise
+    else:
+        file.remove()

@@ -1,6 +1,6 @@
 """The training loop: one for both stages, in one process or several, fresh or resumed.
 
-Everything random follows from (seed, stage, epoch, rank), and a checkpoint at the end of each epoch holds the rest.
+Everything random follows from (seed, stage, epoch), and a checkpoint at the end of each epoch holds the rest.
 So on a CPU a run that was killed and resumed ends with the same weights, to the bit, as one that was not.
 """
 
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from btinet.config import TrainSettings
 from btinet.datasets.augment import augment
-from btinet.ranks import Ranks, synchronise_batchnorm
+from btinet.ranks import Ranks, synchronise_batchnorm, synchronise_dropout
 from btinet.training.balancing import Balance
 from btinet.training.checkpoint import Checkpoints
 from btinet.training.data import SplitData
@@ -129,7 +129,7 @@ def fit(
     while len(history) < stage.epochs and not patience_is_over():
         epoch = len(history) + 1
         started = time.perf_counter()
-        _seed_everything(seed, task.stage, epoch, ranks.rank)
+        _seed_everything(seed, task.stage, epoch)
         task_weights = {f"{name}_weight": weight for name, weight in balance.weights.items()}
         means = _train_epoch(
             task,
@@ -267,15 +267,16 @@ def _sum_up(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _data_parallel(task: Task, ranks: Ranks, averages_gradients: bool) -> nn.Module:
-    """The task with BatchNorm over the global batch and gradients averaged over ranks."""
+    """The task with BatchNorm and dropout over the global batch, and gradients averaged over ranks."""
     if ranks.size == 1:
         return task
     synchronise_batchnorm(task)
+    synchronise_dropout(task)
     if not averages_gradients:
         return task
     return DistributedDataParallel(task, broadcast_buffers=False)
 
 
-def _seed_everything(seed: int, stage: int, epoch: int, rank: int) -> None:
-    """Dropout and stochastic depth draw from torch's global generator."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, stage, epoch, rank]).generate_state(1, np.uint64)[0]))
+def _seed_everything(seed: int, stage: int, epoch: int) -> None:
+    """Dropout and stochastic depth draw from torch's global generator, which is the same on all ranks."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, stage, epoch, 0]).generate_state(1, np.uint64)[0]))

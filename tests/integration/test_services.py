@@ -4,48 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.integration.cluster import BIN, free_port, started
 from tests.integration.conftest import REPOSITORY, run_flow
 
-BIN = Path(sys.executable).parent
-
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def started(command: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A service for the duration of the block; it and the processes it started are ended after it."""
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=REPOSITORY, env=os.environ | environment)
-    try:
-        yield process
-    finally:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            if member.is_running():
-                member.send_signal(signal.SIGTERM)
-        for member in psutil.wait_procs(family, timeout=15)[1]:
-            member.kill()
-        process.wait()
 
 
 def wait_for(check: Callable[[], bool], what: str, log: Path, seconds: float = 90) -> None:
@@ -81,13 +51,17 @@ def test_running_cluster(write_experiment: Callable[..., Path], tmp_path: Path) 
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"),
         *("--num-cpus=2", "--object-store-memory=200000000", f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1"),
+        *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
     ]
     # by default a cluster asks for a token, which this test would have to carry to the dashboard
     auth = {"RAY_AUTH_MODE": "disabled"}
-    with started(command, log, **auth):
+    with started(command, log, **auth, PATH=f"{BIN}:{os.environ['PATH']}"):
         wait_for(lambda: b"ray_version" in get(f"http://127.0.0.1:{dashboard}/api/version"), "Ray is up", log)
         printed = run_flow(write_experiment(), RAY_ADDRESS=f"127.0.0.1:{port}", **auth)
         assert f"Ray dashboard: http://127.0.0.1:{dashboard}" in printed
+        assert "sent to the cluster: the package btinet (" in printed
+        (job,) = json.loads(get(f"http://127.0.0.1:{dashboard}/api/jobs/"))
+        assert job["status"] == "SUCCEEDED" and job["metadata"]["run"] == "phantom/btinet/full/42"
         runs = json.loads(get(f"http://127.0.0.1:{dashboard}/api/train/v2/runs/v1"))["train_runs"]
         assert {run["name"].rsplit("-", 1)[1] for run in runs} == {"stage1", "stage2"}
         assert all(run["status"] == "FINISHED" for run in runs)

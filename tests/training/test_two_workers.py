@@ -21,7 +21,7 @@ from btinet.training.stage import epochs_file, train_stage
 from tests.training.micro import CPU, Bench, bench
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "model": {"dropout": 0.0},
+    "model": {"dropout": 0.3, "drop_path": 0.2},
     "train": {
         "batch_size": 8,
         "val_batch_size": 16,  # one batch of validation samples, so the second process has none
@@ -153,5 +153,5 @@ def test_same_numbers_with_several_heads(balanced: dict[str, tuple[Bench, Storag
     assert_same_history(one, two, 1, tolerance=1e-4)
     assert_same_weights(one, two, 1)
     weights, found = (history(one.bound, 1, root)["seg_weight"].to_pylist() for root in (one.root, two))
-    assert found == pytest.approx(weights, rel=1e-6)
+    assert found == pytest.approx(weights, rel=1e-5)
     assert (weights[0] != weights[1]) == (balance in ("uncertainty", "gradnorm"))
