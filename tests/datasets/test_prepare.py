@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ from btinet.config import DatasetSettings
 from btinet.datasets import prepare as module
 from btinet.datasets.examine import map_in_order
 from btinet.datasets.prepare import choose_subset, prepare, resize_image, resize_mask
-from btinet.datasets.prepared import SAMPLES, Manifest, open_prepared, read_manifest, store_folder
+from btinet.datasets.prepared import FORMAT, SAMPLES, Manifest, open_prepared, read_manifest, store_folder
 from btinet.datasets.registry import READERS
 from btinet.datasets.sample import Check, Finding, Pixels, Sample, SampleError
 from btinet.errors import InputError
@@ -383,6 +384,22 @@ def test_resizing_is_torchs_bilinear(height: int, width: int, size: int) -> None
     reference = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
     difference = np.abs(resize_image(image, size) - reference.numpy())
     assert difference.max() <= 0.51  # torch's float32 coordinates are this exact
+
+
+def test_nearest_is_exact_where_floats_are_not() -> None:
+    """14 * 496 / 224 is 31; 14 times the float 496 / 224 is a little less, and would take row 30."""
+    mask = np.repeat(np.arange(496)[:, None], 2, axis=1)
+    assert resize_mask(mask, 224)[[14, 28, 42], 0].tolist() == [31, 62, 93]
+
+
+def test_other_pixels_need_another_format() -> None:
+    """The docs name hashes, and storage is searched by FORMAT: who changes these digests raises it and mends both."""
+    noise = np.random.default_rng(0).integers(0, 256, (301, 496, 3), np.uint8)
+    digests = [
+        hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16]
+        for pixels in (resize_image(noise, 224), resize_mask(noise[..., 0], 224))
+    ]
+    assert (FORMAT, *digests) == (2, "e146b58fe4db0545", "886862d42491f0cd")
 
 
 def test_parts_are_plain_arrow(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
