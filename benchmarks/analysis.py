@@ -78,6 +78,7 @@ def predictions(dataset: str, method: str, seed: int, split: str, n: int) -> pa.
         "empty_pred": np.zeros(n, bool),
         **{name: rng.random(n) for name in ("mc_seg_var", "mc_seg_entropy", "mc_seg_mi")},
         **{name: rng.random(n) for name in ("mc_clf_entropy", "mc_clf_mi", "mc_clf_var")},
+        **{name: rng.random(n) for name in ("mc_head_clf_entropy", "mc_head_clf_mi", "mc_head_clf_var")},
     }
     if method == "btinet":
         columns |= {name: level(0.5) for name in ("w_seg", "w_clf", "align", "seg_energy", "clf_energy")}

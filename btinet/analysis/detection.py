@@ -13,7 +13,7 @@ from btinet.analysis.ranking import auroc, curves, failure_detection
 from btinet.analysis.resampling import Floats, Resampling, Weights, cluster_ids, no_weights
 from btinet.analysis.runs import EvaluatedRun
 from btinet.analysis.schemas import DETECTION
-from btinet.analysis.scores import Population, Score, combined, populations, single_scores, undefined
+from btinet.analysis.scores import MC, Population, Score, combined, populations, single_scores, undefined
 from btinet.analysis.significance import delong, difference_test, holm
 from btinet.analysis.summaries import Entry, Row, run_rows
 from btinet.evaluation.schema import LEVELS
@@ -21,7 +21,7 @@ from btinet.evaluation.schema import LEVELS
 CURVE_POINTS = 100
 """At most, per curve."""
 
-MANY_PASSES = ("mc", "mc_entropy", "mc_mi", "mc_var")
+MANY_PASSES = {name for scores in MC.values() for name in scores}
 """Signals that one forward pass does not give."""
 
 

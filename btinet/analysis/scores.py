@@ -25,10 +25,17 @@ TASKS = ("seg", "clf")
 
 MC = {
     "seg": {"mc": "mc_seg_var", "mc_entropy": "mc_seg_entropy", "mc_mi": "mc_seg_mi"},
-    "clf": {"mc": "mc_clf_entropy", "mc_mi": "mc_clf_mi", "mc_var": "mc_clf_var"},
+    "clf": {
+        "mc": "mc_clf_entropy",
+        "mc_mi": "mc_clf_mi",
+        "mc_var": "mc_clf_var",
+        "mc_head": "mc_head_clf_entropy",
+        "mc_head_mi": "mc_head_clf_mi",
+        "mc_head_var": "mc_head_clf_var",
+    },
 }
 """Monte Carlo dropout's scores of each task: variance, predictive entropy, mutual information. ``mc`` is the one that
-the paper compares with (paper notes B4)."""
+the paper compares with (paper notes B4); ``mc_head*`` are with dropout in the classification head alone (B3)."""
 
 SIGNALS: dict[str, Callable[[pa.Table, int], Floats]] = {
     "w_seg": lambda rows, level: level_values(rows, "w_seg", level),

@@ -20,7 +20,10 @@ def random_run(seed, n=40, **fields):
             iou = float(rng.random())
             row = {name: [float(v) for v in rng.random(4) + 0.3 * (iou < 0.5 and name != "w_clf")] for name in LEVELLED}
             row |= {name: [float(v) for v in rng.random(4)] for name in TIM}
-            row |= {name: float(rng.random()) for name in ("conf", "mc_seg_var", "mc_clf_entropy", "mc_clf_mi")}
+            row |= {
+                name: float(rng.random())
+                for name in ("conf", "mc_seg_var", "mc_clf_entropy", "mc_clf_mi", "mc_head_clf_entropy")
+            }
             row |= {"has_mask": i % 5 > 0, "y_pred": int(rng.random() < 0.3), "group_id": f"{i // 2}"}
             rows.append(sample(i, iou=iou, split=split, **(row | fields)))
     return as_run(rows, seed=seed, run_id=f"r{seed}")
@@ -74,6 +77,14 @@ def test_combinations_of_delta(rows, tables):
     mean = np.mean([minus_delta(test, level) for level in range(4)], axis=0)
     found = only(tables["detection_runs"], **SEG, split="test", signal="neg_delta_mean", seed=1)
     assert found["auroc"] == pytest.approx(roc_auc_score(values(test, "iou") < 0.5, mean), abs=1e-6)
+
+
+def test_head_only_dropout_is_a_score_of_its_own(rows, tables):
+    test = [row for row in rows if (row["seed"], row["split"]) == (1, "test")]
+    wrong = np.array([not row["correct"] for row in test])
+    for signal, column in (("mc", "mc_clf_entropy"), ("mc_head", "mc_head_clf_entropy")):
+        found = only(tables["detection_runs"], task="clf", population="all", split="test", seed=1, signal=signal)
+        assert found["auroc"] == pytest.approx(roc_auc_score(wrong, values(test, column)), abs=1e-6)
 
 
 def test_choices_are_rows_of_the_detection_table(tables):
@@ -152,6 +163,8 @@ def test_signal_tests(tables):
         assert row["auroc"] == pytest.approx(own["auroc"])
         assert row["difference"] == pytest.approx(row["auroc"] - row["auroc_mc"])
         assert row["p"] <= row["p_holm"] <= 1
+        if abs(row["z"]) < 0.1:  # too little to divide by
+            continue
         deviation = row["difference"] / row["z"]
         assert row["difference_high"] - row["difference_low"] == pytest.approx(2 * 1.96 * deviation, rel=0.35)
     smallest = min(rows, key=lambda row: row["p"])
