@@ -24,7 +24,8 @@ from btinet.evaluation.evaluate import evaluate as evaluate_run
 from btinet.evaluation.evaluate import finished_evaluation
 from btinet.partitions import read_partition
 from btinet.receipts import Receipt
-from btinet.results import headline_rows, headline_table, method_tables, publish_results
+from btinet.report.tensorboard import write_tensorboard
+from btinet.results import find_runs, headline_rows, headline_table, method_tables, publish, publish_results
 from btinet.storage import Storage, refused
 from btinet.training.loop import NonFiniteLossError, Progress
 from btinet.training.stage import epochs_file, finished_stage, train_stage
@@ -204,9 +205,37 @@ def analyse(
     if export is not None:
         for name, table in results.tables.items():
             _write_csv(table, export / f"{name}.csv")
-        results.report.download(export / "report.html")
-        for page in results.datasets:
-            page.download(export / page.name)
+        for path, file in results.files.items():
+            file.download(export / ("report.html" if path == "index.html" else path))
+
+
+@app.command()
+def report(
+    results: Annotated[str, typer.Option(help="Folder or s3:// URL that holds results/ (predictions, runs, ...).")],
+    endpoint: Endpoint = None,
+    output: Annotated[str, typer.Option(help="Folder or s3:// URL for the page (index.html) and tables/.")] = "report",
+    name: Annotated[str, typer.Option(help="What the report is called.")] = "report",
+    run: Annotated[
+        list[str] | None,
+        typer.Option(help="Only runs whose run_id fits, e.g. 'busi-*'; repeat it for several. All by default."),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Also write curves and figures as TensorBoard event files into this folder.")
+    ] = None,
+) -> None:
+    """Tables and report from results alone: on any machine, without datasets, weights or experiment file.
+
+    RESULTS is the storage of an experiment, or a copy of its results/ folder: `aws s3 cp --recursive
+    s3://bucket/prefix/results here/results`, then `btinet report --results here`.
+    """
+    root, target = Storage(results, endpoint), Storage(output, endpoint)
+    target.check_writable()
+    made = publish(root, find_runs(root, run or []), name, target / "tables", target)
+    Console().print(headline_table(name, headline_rows(made.tables)), *method_tables(made.tables))
+    console.print(f"tables {made.analysis}\nreport {made.report}")
+    if tensorboard is not None:
+        write_tensorboard(tensorboard, made.epochs, made.drawings)
+        console.print(f"TensorBoard: tensorboard --logdir {tensorboard}")
 
 
 def main() -> None:

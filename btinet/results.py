@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import yaml
 from rich import box
 from rich.table import Table
 
 from btinet.analysis import analyse, load_predictions
 from btinet.config import BoundRun, Experiment
-from btinet.datasets.prepared import DUPLICATES_FILE, MANIFEST_FILE, SAMPLES_FILE, store_folder
+from btinet.datasets.prepared import DUPLICATES_FILE, MANIFEST_FILE, SAMPLES_FILE, read_manifest, store_folder
 from btinet.errors import InputError
-from btinet.evaluation.evaluate import finished_evaluation, predictions_file
-from btinet.evaluation.schema import LEVELS
-from btinet.partitions import partition_file, read_partition, write_partition
-from btinet.report import dataset_page, write
+from btinet.evaluation.evaluate import finished_evaluation
+from btinet.evaluation.schema import IMAGES, LEVELS
+from btinet.partitions import read_partition
+from btinet.report import ResultTables, dataset_page, write
+from btinet.report.drawing import Drawing
 from btinet.storage import Storage
-from btinet.training.stage import epochs_file, finished_stage
+
+RUN_ID = pa.schema([pa.field("run_id", pa.string())])
 
 
 class Results(NamedTuple):
-    """What :func:`publish_results` made."""
+    """What :func:`publish` made, and of what."""
 
     tables: dict[str, pa.Table]
     analysis: Storage
@@ -32,12 +34,17 @@ class Results(NamedTuple):
     """Folder below which each run's predictions lie."""
     report: Storage
     """The HTML page."""
-    datasets: list[Storage]
-    """The pages about the prepared datasets, beside the report, which links them."""
+    files: dict[str, Storage]
+    """The page and what lies beside it, by path relative to their folder: pages about datasets, scripts
+    with pictures."""
+    epochs: pa.Table
+    """Training curves: a row per (run_id, stage, epoch)."""
+    drawings: list[Drawing]
+    """The page's figures."""
 
 
 def publish_results(experiment: Experiment, bounds: list[BoundRun], root: Storage) -> Results:
-    """Analyse these runs and write ``analysis/<experiment>/``, ``results/runs/`` and the report.
+    """Analyse these runs and write ``analysis/<experiment>/`` and ``report/<experiment>/``.
 
     Raises:
         InputError: naming runs that are not evaluated.
@@ -45,34 +52,102 @@ def publish_results(experiment: Experiment, bounds: list[BoundRun], root: Storag
     missing = [bound.run.key for bound in bounds if finished_evaluation(bound, root) is None]
     if missing:
         raise InputError(f"not evaluated yet: {', '.join(missing)}; run `btinet evaluate RUN` for each")
-    tables = analyse(load_predictions(root, [bound.run_id for bound in bounds]))
-    folder = root / "analysis" / experiment.name
-    for name, table in tables.items():
-        (folder / f"{name}.parquet").write_table(table)
-    for bound in bounds:
-        write_partition(run_file(root, bound), pa.Table.from_pylist([_run_row(bound, root)]))
-    histories = [read_partition(epochs_file(root, bound, stage)) for bound in bounds for stage in bound.run.stages]
+    name, run_ids = experiment.name, [bound.run_id for bound in bounds]
+    return publish(root, run_ids, name, root / "analysis" / name, root / "report" / name)
+
+
+def publish(root: Storage, run_ids: Sequence[str], name: str, analysis: Storage, report: Storage) -> Results:
+    """Analyse runs of ``root/results``, whoever made them; nothing else of ``root`` is needed.
+
+    Args:
+        root: folder that holds ``results``. Where it has their prepared datasets, too, the report has pages about them.
+        run_ids: in the order of the tables.
+        name: what the report is called.
+        analysis: folder for the tables.
+        report: folder for the page.
+
+    Raises:
+        InputError: a run is not evaluated, or two differ in nothing but their settings.
+    """
+    results = load_results(root, run_ids)
+    tables = analyse(results.predictions)
+    for table_name, table in tables.items():
+        (analysis / f"{table_name}.parquet").write_table(table)
+    runs = results.runs.to_pylist()
     provenance = {
         "Storage": root.url,
-        "Prepared datasets": ", ".join(sorted({f"{bound.run.dataset.name} {bound.prepared}" for bound in bounds})),
-        "Splits": ", ".join(sorted({bound.split for bound in bounds})),
-        "Runs": ", ".join(bound.run_id for bound in bounds),
+        "Prepared datasets": ", ".join(sorted({f"{run['dataset']} {run['prepared']}" for run in runs})),
+        "Splits": ", ".join(sorted({run["split_id"] for run in runs})),
+        "Runs": ", ".join(run_ids),
     }
-    pages = {
-        name: _write_dataset_page(root, name, prepared, root / "report" / experiment.name)
-        for name, prepared in sorted({(bound.run.dataset.name, bound.prepared) for bound in bounds})
-    }
-    epochs = pa.concat_tables(histories, promote_options="default")
-    report = write(root, experiment.name, epochs, provenance, {name: page.name for name, page in pages.items()})
-    return Results(tables, folder, root / "results" / "predictions", report, list(pages.values()))
+    datasets = [
+        _write_dataset_page(root, dataset, prepared, report)
+        for dataset, prepared in sorted({(run["dataset"], run["prepared"]) for run in runs})
+        if read_manifest(store_folder(root, dataset, prepared)) is not None
+    ]
+    page = write(report, name, tables, results, provenance, dict(datasets))
+    files = {path: report / path for path in ("index.html", *dict(datasets).values(), *page.files)}
+    predictions = root / "results" / "predictions"
+    return Results(tables, analysis, predictions, files["index.html"], files, results.epochs, page.drawings)
 
 
-def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage) -> Storage:
-    """Statistics of a prepared dataset and of the splits drawn from it."""
+def load_results(root: Storage, run_ids: Sequence[str]) -> ResultTables:
+    """What these runs left in ``root/results``.
+
+    Raises:
+        InputError: some are not evaluated; all of these are named.
+    """
+    predictions = load_predictions(root, run_ids)
+    folder = root / "results"
+    runs = _read_all((folder / "runs").find(".parquet"), set(run_ids))
+    missing = sorted(set(run_ids) - set(runs["run_id"].to_pylist()))
+    if missing:
+        raise InputError(f"{folder / 'runs'}: no row about {', '.join(missing)}; evaluate these runs again")
+    of_runs = {f"{run_id}-stage{stage}" for run_id in run_ids for stage in (1, 2)}
+    splits = {f"{run['prepared']}-{run['split_id']}" for run in runs.to_pylist()}
+    return ResultTables(
+        predictions,
+        runs,
+        _read_all((folder / "epochs").find(".parquet"), of_runs),
+        _read_all((folder / "images").find(".parquet"), splits, IMAGES),
+    )
+
+
+def find_runs(root: Storage, patterns: Sequence[str]) -> list[str]:
+    """Evaluated runs in ``root/results`` whose run_id fits a pattern (as of file names), all if there is none.
+
+    In the order dataset, BTI-Net before other methods, the full network before its variants, seed.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = root / "results" / "runs"
+    rows = [row for file in folder.find(".parquet") for row in read_partition(file).to_pylist()]
+    chosen = [row for row in rows if not patterns or any(fnmatch(row["run_id"], pattern) for pattern in patterns)]
+    if not chosen:
+        what = f"no run like {' or '.join(patterns)} among {len(rows)} run(s)" if rows else "no evaluated runs"
+        raise InputError(f"{folder}: {what}; give the folder that holds results/ (runs, predictions, epochs, images)")
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        method, variant = row["method"], row["variant"]
+        return row["dataset"], method != "btinet", method, variant != "full", variant, row["preset"], row["seed"]
+
+    return [row["run_id"] for row in sorted(chosen, key=place)]
+
+
+def _read_all(files: Iterable[Storage], names: set[str], schema: pa.Schema = RUN_ID) -> pa.Table:
+    """The tables in the files of these names, one after the other, with at least the columns of ``schema``; a column
+    that some of them lack is null there."""
+    tables = [read_partition(file) for file in files if file.name.removesuffix(".parquet") in names]
+    return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
+
+
+def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage) -> tuple[str, str]:
+    """Statistics of a prepared dataset and of the splits drawn from it; returns its name and the page's."""
     store = store_folder(root, name, prepared)
     splits = {file.name.removesuffix(".parquet"): file.read_table() for file in (store / "splits").children()}
-    page = folder / f"dataset-{name}.html"
-    page.write_text(
+    page = f"dataset-{name}.html"
+    (folder / page).write_text(
         dataset_page.render(
             (store / MANIFEST_FILE).read_json(),
             (store / SAMPLES_FILE).read_table(),
@@ -80,45 +155,7 @@ def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage
             splits,
         )
     )
-    return page
-
-
-def run_file(root: Storage, bound: BoundRun) -> Storage:
-    return partition_file(root, "runs", bound.run, bound.run_id)
-
-
-def _run_row(bound: BoundRun, root: Storage) -> dict[str, Any]:
-    """One row about a run: what it was, where it ran, how it ended."""
-    run = bound.run
-    evaluation = finished_evaluation(bound, root)
-    assert evaluation is not None
-    row: dict[str, Any] = {
-        "run_id": bound.run_id,
-        "dataset": run.dataset.name,
-        "method": run.method,
-        "variant": run.variant,
-        "preset": run.preset,
-        "seed": run.seed,
-        "prepared": bound.prepared,
-        "split_id": bound.split,
-        "weights_sha256": bound.weights_sha256,
-        "transformer_sha256": bound.transformer_sha256,
-        "config": yaml.safe_dump(run.settings.model_dump(mode="json"), sort_keys=False),
-        "environment": json.dumps(evaluation.environment, sort_keys=True),
-        "predictions": predictions_file(root, bound).url,
-        **evaluation.metrics,
-    }
-    for stage in run.stages:
-        receipt = finished_stage(bound, stage, root)
-        assert receipt is not None
-        names = ("epochs", "best_epoch", "stopped", "val_iou", "val_accuracy", "trained_parameters")
-        row |= {f"stage{stage}_{name}": receipt.metrics[name] for name in names}
-        row |= {
-            f"stage{stage}_wall_seconds": receipt.wall_seconds,
-            "parameters": receipt.metrics["parameters"],
-        }
-        row[f"stage{stage}_device"] = receipt.environment["device"]
-    return row
+    return name, page
 
 
 def headline_rows(tables: dict[str, pa.Table]) -> list[dict[str, str]]:

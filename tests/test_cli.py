@@ -23,7 +23,7 @@ from btinet.receipts import Receipt
 from btinet.storage import Storage
 from tests.training.micro import KEY, Bench, bench, finished_bench, one_thread, settings  # noqa: F401
 
-COMMANDS = ["prepare", "train", "evaluate", "analyse"]
+COMMANDS = ["prepare", "train", "evaluate", "analyse", "report"]
 ROW = re.compile(r"phantom-btinet-full-7-tiny-[0-9a-f]{10}: ")
 
 
@@ -61,7 +61,7 @@ def test_help() -> None:
         assert own.exit_code == 0
         first_line = getattr(cli, command).__doc__.splitlines()[0]
         assert first_line.split(";")[0] in " ".join(own.stdout.split())
-        assert "--experiment" in own.stdout
+        assert ("--results" if command == "report" else "--experiment") in own.stdout
         assert command in text.stdout
     registered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     assert registered == {*COMMANDS, "plan", "status", "tune"}
@@ -124,6 +124,15 @@ def test_whole_chain(tmp_path: Path, btinet: Callable[..., tuple[int, str, str]]
     assert isinstance(lesions, float)
     assert float(table[0]["iou"]) == pytest.approx(100 * lesions, rel=1e-6)
     assert "<html" in (out / "analysis/report.html").read_text()
+
+    alone = ["--results", str(tmp_path / "storage"), "--output", str(out / "report"), "--name", "elsewhere"]
+    status, stdout, said = btinet("report", *alone, "--tensorboard", str(out / "tensorboard"))
+    assert (status, "test split" in stdout) == (0, True)
+    assert f"report file://{out}/report/index.html" in said
+    assert "<h1>elsewhere</h1>" in (out / "report/index.html").read_text()
+    names = {file.stem for file in (tmp_path / "storage/analysis/micro").iterdir()}
+    assert {file.stem for file in (out / "report/tables").iterdir()} == names
+    assert len(list((out / "tensorboard").iterdir())) == 2  # the run's curves, and the figures
 
     assert "phantom: prepared before: 40 samples" in do("prepare")[1]
     assert not (tmp_path / "not-this-one").exists()

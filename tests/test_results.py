@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,12 @@ from rich.console import Console
 from btinet.config import Settings
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import predictions_file
+from btinet.evaluation.run_table import run_file
 from btinet.partitions import read_partition
-from btinet.results import Results, headline_rows, headline_table, publish_results, run_file
+from btinet.results import Results, find_runs, headline_rows, headline_table, publish, publish_results
+from btinet.storage import Storage
 from btinet.training.stage import finished_stage
+from tests.report.folder import write_results
 from tests.training.micro import KEY, Bench, bench, finished_bench, one_thread  # noqa: F401
 
 SETTING = {"dataset": "busi", "method": "btinet", "variant": "full", "preset": "paper", "stage": 2, "seeds": 3}
@@ -150,7 +154,48 @@ class TestPublished:
             assert receipt is not None
             assert row[f"stage{stage}_val_iou"] == receipt.metrics["val_iou"]
             assert row[f"stage{stage}_wall_seconds"] == receipt.wall_seconds
-        assert row["predictions"] == predictions_file(bench.root, bench.bound).url
+        assert row["classes"] == ["benign", "malignant", "normal"]
+
+
+class TestResultsAlone:
+    """What `btinet report` does on a machine that has nothing but a copy of results/."""
+
+    def test_same_tables_and_samples(self, published: Published, tmp_path: Path) -> None:
+        source = Path(published.bench.root.path)
+        shutil.copytree(source / "results", tmp_path / "copy/results")
+        root = Storage(str(tmp_path / "copy"))
+        run_ids = find_runs(root, [])
+        assert run_ids == [published.bench.bound.run_id]
+        target = Storage(str(tmp_path / "out"))
+        made = publish(root, run_ids, "elsewhere", target / "tables", target)
+        assert made.tables.keys() == published.results.tables.keys()
+        assert all(table.equals(published.results.tables[name]) for name, table in made.tables.items())
+        assert set(made.files) == {"index.html"}  # no page about a prepared dataset that is not there
+        assert set(published.results.files) == {"index.html", "dataset-phantom.html"}
+        assert explorer_of(made.report) == explorer_of(published.results.report)
+        assert {path.name for path in (tmp_path / "copy").iterdir()} == {"results"}
+
+    def test_runs_are_chosen_by_pattern_and_in_order(self, tmp_path: Path) -> None:
+        root = Storage(str(tmp_path))
+        write_results(root, ("phantom", "busi"), ("unet", "btinet"), (123, 42), samples=3)
+        names = [run_id.removesuffix("-tiny-0123456789") for run_id in find_runs(root, [])]
+        order = [("btinet", 42), ("btinet", 123), ("unet", 42), ("unet", 123)]
+        assert names == [f"{dataset}-{m}-full-{seed}" for dataset in ("busi", "phantom") for m, seed in order]
+        assert len(find_runs(root, ["busi-*", "*-unet-full-42-*"])) == 5
+
+    def test_nothing_to_report(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no evaluated runs; give the folder that holds results/"):
+            find_runs(Storage(str(tmp_path)), [])
+        write_results(Storage(str(tmp_path)), samples=3)
+        with pytest.raises(InputError, match=r"no run like nope\* among 6 run"):
+            find_runs(Storage(str(tmp_path)), ["nope*"])
+
+
+def explorer_of(report: Storage) -> dict[str, Any]:
+    page = report.read_bytes().decode()
+    found = page.split('<script type="application/json" id="explorer-data">')[1].split("</script>")[0]
+    data: dict[str, Any] = json.loads(found)
+    return data
 
 
 def test_missing_evaluations_are_named(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

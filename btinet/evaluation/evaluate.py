@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from PIL import Image
 from torch import Tensor
 
 from btinet.config import BoundRun, json_hash
 from btinet.datasets.prepared import PreparedDataset, open_prepared
 from btinet.datasets.splits import Split, load_split
 from btinet.evaluation.mc_dropout import McDropout, dropout_layers, head_dropout, mc_dropout
+from btinet.evaluation.pictures import images_file, mask_png, variance_png, write_images
+from btinet.evaluation.run_table import write_run
 from btinet.evaluation.schema import PREDICTIONS
 from btinet.losses import soft_iou
 from btinet.metrics import entropy, foreground, overlap
@@ -25,7 +25,7 @@ from btinet.models.method import Method
 from btinet.partitions import partition_file, write_partition
 from btinet.progress import ProgressFile
 from btinet.ranks import Ranks
-from btinet.receipts import Receipt, valid_receipt, write_receipt
+from btinet.receipts import Receipt, environment, valid_receipt, write_receipt
 from btinet.storage import Storage
 from btinet.training.data import SplitData
 from btinet.training.stage import finished_stage, load_model, run_folder
@@ -73,7 +73,7 @@ def evaluate(
             for number, batch in enumerate(data[name].ordered(size, Ranks())):
                 torch.manual_seed(_mc_seed(bound, stage, name, number))
                 columns = _evaluate_batch(
-                    model, batch, bound, with_masks=stage == bound.run.stages[-1] and name == "test"
+                    model, batch, bound, with_pictures=stage == bound.run.stages[-1] and name == "test"
                 )
                 tables.append(_table(columns, bound, stage, split, name, prepared, batch))
                 on_batch(len(tables), total)
@@ -81,15 +81,15 @@ def evaluate(
     table = pa.concat_tables(tables)
     file = predictions_file(root, bound)
     write_partition(file, table)
+    images = images_file(root, bound)
+    if not images.exists():  # other runs on the split have written the same
+        write_images(images, prepared, split)
+    headline = _headline(table, bound.run.stages[-1])
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    row = write_run(bound, root, prepared.manifest.classes, headline, environment() | {"device": name})
+    receipt = run_folder(root, bound.run_id) / "evaluation.json"
     return write_receipt(
-        run_folder(root, bound.run_id) / "evaluation.json",
-        root,
-        "evaluation",
-        _inputs(bound, root),
-        [file],
-        _headline(table, bound.run.stages[-1]),
-        started,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        receipt, root, "evaluation", _inputs(bound, root), [file, images, row], headline, started, name
     )
 
 
@@ -116,7 +116,7 @@ def _mc_seed(bound: BoundRun, stage: int, split: str, batch: int) -> int:
 
 
 @torch.no_grad()
-def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_masks: bool) -> dict[str, Any]:
+def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_pictures: bool) -> dict[str, Any]:
     """The columns that follow from the model; tensors or lists of one value a sample."""
     settings = bound.run.settings.evaluation
     began = time.perf_counter()
@@ -146,10 +146,11 @@ def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_masks: bo
         columns |= _classification_columns(output.clf_logits, batch.labels)
     if output.signals is not None:
         columns |= output.signals._asdict()
-    if with_masks:
-        columns["mask_png"] = [_png(mask) for mask in predicted[:, 0].cpu().numpy()]
+    if with_pictures:
+        columns["mask_png"] = [mask_png(mask) for mask in predicted[:, 0].cpu().numpy()]
     if settings.mc_passes and dropout_layers(model, settings.mc_scope):
-        columns |= _mc_columns(mc_dropout(model, features, batch.masks, settings.mc_passes, settings.mc_scope))
+        mc = mc_dropout(model, features, batch.masks, settings.mc_passes, settings.mc_scope)
+        columns |= _mc_columns(mc, with_pictures)
         columns |= {
             "mc_T": [settings.mc_passes] * len(batch.labels),
             "mc_scope": [settings.mc_scope] * len(batch.labels),
@@ -171,11 +172,14 @@ def _classification_columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]
     }
 
 
-def _mc_columns(mc: McDropout) -> dict[str, Tensor | None]:
+def _mc_columns(mc: McDropout, with_pictures: bool) -> dict[str, Any]:
     """Null where dropout has no part: a segmentation without it is certain of nothing, not of everything."""
-    columns = {f"mc_{name}": values for name, values in mc._asdict().items()}
+    columns: dict[str, Any] = {f"mc_{name}": values for name, values in mc._asdict().items()}
+    maps = columns.pop("mc_seg_var_map")
     if not mc.seg_var.any():
         columns |= dict.fromkeys(("mc_seg_var", "mc_seg_entropy", "mc_seg_mi", "mc_seg_var_fg", "mc_iou"))
+    elif with_pictures:
+        columns["mc_var_png"] = [variance_png(map) for map in maps]
     return columns | {"mc_pred": None if mc.probs is None else mc.probs.argmax(1)}
 
 
@@ -217,12 +221,6 @@ def _column(values: Any, field: pa.Field, count: int) -> pa.Array:
     if isinstance(values, Tensor):
         values = values.tolist()
     return values.cast(field.type) if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
-
-
-def _png(mask: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _headline(table: pa.Table, stage: int) -> dict[str, float | int | str | None]:

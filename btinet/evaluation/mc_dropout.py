@@ -24,6 +24,8 @@ class McDropout(NamedTuple):
     """Mutual information: entropy of the mean less mean of the entropies."""
     seg_var_fg: Tensor
     """As seg_var, over the pixels that the mean map calls lesion; 0 where there are none."""
+    seg_var_map: Tensor
+    """seg_var before it is averaged [B, 1, S, S]."""
     iou: Tensor
     """IoU of the mean map thresholded at 0.5."""
     clf_entropy: Tensor | None
@@ -95,6 +97,7 @@ def mc_dropout(model: Method, features: list[Tensor], masks: Tensor, passes: int
         seg_entropy=seg_entropy.mean(pixels),
         seg_mi=(seg_entropy - total_entropy / passes).clamp_min(0).mean(pixels),
         seg_var_fg=(variance * lesion).sum(pixels) / lesion.sum(pixels).clamp_min(1),
+        seg_var_map=variance,
         iou=overlap(lesion, masks > 0).iou,
         clf_entropy=clf_entropy,
         clf_mi=clf_mi,

@@ -54,6 +54,18 @@ PREDICTIONS = pa.schema(
         *_fields(pa.float32(), "mc_head_clf_entropy", "mc_head_clf_mi", "mc_head_clf_var", nullable=True),
         *_fields(PROBABILITIES, "mc_probs", nullable=True),
         *_fields(pa.int8(), "mc_pred", nullable=True),
+        *_fields(pa.binary(), "mc_var_png", nullable=True),  # variance map (variance_png); where mask_png is
         *_fields(pa.float32(), "latency_ms", nullable=True),  # one forward pass of the batch / its size
     ]
 )
+
+IMAGES = pa.schema(
+    [
+        *_fields(pa.string(), "dataset", "prepared", "split_id", "sample_id"),
+        *_fields(pa.int8(), "label"),
+        *_fields(pa.string(), "class"),
+        *_fields(pa.binary(), "image_jpeg"),  # at the prepared size
+        *_fields(pa.binary(), "mask_png"),  # ground truth, 1-bit PNG
+    ]
+)
+"""One row a test sample of a split: what all runs on that split are evaluated on, in ``results/images``."""

@@ -1,5 +1,5 @@
-"""Analysis tables -> one self-contained HTML page."""
+"""Analysis tables and results -> the report: one self-contained HTML page."""
 
-from btinet.report.page import render, write
+from btinet.report.page import ResultTables, render, write
 
-__all__ = ["render", "write"]
+__all__ = ["ResultTables", "render", "write"]

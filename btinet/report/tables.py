@@ -18,6 +18,9 @@ from btinet.evaluation.schema import LEVELS
 NOTHING = "–"
 SIGNAL_LABELS = {
     "mc": "MC dropout",
+    "mc_entropy": "MC entropy",
+    "mc_mi": "MC mutual information",
+    "mc_var": "MC variance",
     "one_minus_conf": "1 − conf",
     "w_seg": "w_seg",
     "w_clf": "w_clf",
@@ -25,6 +28,9 @@ SIGNAL_LABELS = {
     "neg_align": "−align",
     "seg_energy": "E_seg",
     "clf_energy": "E_clf",
+    "neg_delta_mean": "−delta, mean of levels",
+    "neg_delta_weighted_oracle": "−delta, levels weighted by AUROC (oracle)",
+    "neg_delta_weighted_validation": "−delta, levels weighted by AUROC on validation",
 }
 DETECTOR_LABELS = {
     "mc": "MC dropout",
@@ -32,8 +38,39 @@ DETECTOR_LABELS = {
     "upa_oracle": "Best UPA signal on test (oracle)",
     "upa_validation": "UPA signal chosen on validation",
 }
+CHOICE_LABELS = {
+    "mc": "MC dropout",
+    "mean": "−delta, mean of levels",
+    "combined_oracle": "−delta, levels weighted by AUROC (oracle)",
+    "combined_validation": "−delta, levels weighted by AUROC on validation",
+    "weighted_oracle": "−delta, levels weighted by AUROC (oracle)",
+    "weighted_validation": "−delta, levels weighted by AUROC on validation",
+    "best_oracle": "Best signal and level (oracle)",
+    "best_validation": "Signal and level chosen on validation",
+}
+TASK_LABELS = {"seg": "segmentation", "clf": "classification"}
+QUANTITY_LABELS = {
+    "seg_energy": "E_seg",
+    "mc_seg": "MC variance",
+    "mc_mi": "MC mutual information",
+    "mc_entropy": "MC entropy",
+    "conf": "confidence",
+    "iou": "IoU",
+}
+VERDICTS = {"holds": "good", "does not hold": "bad"}
+METRIC_LABELS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "aurc": "AURC",
+    "e_aurc": "E-AURC",
+    "augrc": "AUGRC",
+    "fpr95": "FPR@95TPR",
+    "ece": "ECE",
+    "brier": "Brier",
+}
 
 Row = dict[str, Any]
+Rows = list[tuple[list["Cell"], list["Cell"]]]
 Printed = dict[tuple[Any, ...], str]
 """(artefact, *SETTING, quantity) -> the paper's value, formatted."""
 
@@ -44,7 +81,11 @@ class Cell:
     spread: str = ""
     """Standard deviation."""
     beneath: str = ""
+    interval: str = ""
+    """95 % bootstrap interval."""
     strong: bool = False
+    tone: str = ""
+    """``good`` or ``bad``: a colour, beside what the words say."""
     words: bool = False
     """Prose, not a number."""
 
@@ -57,11 +98,15 @@ class HtmlTable:
     heads: list[str]
     """Names of the leading columns, whose cells are row headers."""
     columns: list[str]
-    rows: list[tuple[list[Cell], list[Cell]]]
+    rows: Rows
     """Each row's headers and values."""
     spans: list[tuple[str, int]] = field(default_factory=list)
     """(label, number of value columns) of a header row above ``columns``; empty for none."""
     notes: list[str] = field(default_factory=list)
+    name: str = ""
+    """The analysis table it shows, which can then be downloaded."""
+    links: list[Any] = field(default_factory=list)
+    """Downloads (downloads.Link)."""
 
 
 def printed_values(comparison_: pa.Table) -> Printed:
@@ -92,6 +137,7 @@ def summary(segmentation_: pa.Table, classification_: pa.Table, printed: Printed
         ["Dataset", "Method"],
         ["Seeds", "IoU, %", "Accuracy, %"],
         rows,
+        name="segmentation",
     )
 
 
@@ -120,6 +166,7 @@ def segmentation(table: pa.Table, printed: Printed) -> HtmlTable:
         rows,
         spans=[("Images with a lesion", 6), ("Images without", 3)],
         notes=_notes(table),
+        name="segmentation",
     )
 
 
@@ -142,6 +189,7 @@ def classification(table: pa.Table, printed: Printed) -> HtmlTable:
         ["n", "Accuracy, %", "Precision", "Recall", "F1"],
         rows,
         notes=_notes(table),
+        name="classification",
     )
 
 
@@ -165,6 +213,7 @@ def table2(table: pa.Table, printed: Printed) -> HtmlTable:
         rows,
         spans=[("", 2), ("MC dropout", 2), *((f"w_seg {level}", 2) for level in LEVELS)],
         notes=_notes(table),
+        name="table2",
     )
 
 
@@ -176,7 +225,7 @@ def table3(table: pa.Table, printed: Printed) -> HtmlTable:
         for row in group:
             detector = row["detector"]
             if detector.startswith("upa"):
-                chosen = f"{SIGNAL_LABELS[row['signal']]} {row['level']}" if row["signal"] else NOTHING
+                chosen = f"{signal_label(row['signal'])} {row['level']}" if row["signal"] else NOTHING
                 cells.append(Cell(chosen, words=True))
             for metric in ("auroc", "auprc"):
                 cells.append(_cell(row, metric, 3, printed, "3", f"{detector} {metric}"))
@@ -191,27 +240,199 @@ def table3(table: pa.Table, printed: Printed) -> HtmlTable:
         rows,
         spans=[("", 2), *((label, 2 + name.startswith("upa")) for name, label in DETECTOR_LABELS.items())],
         notes=_notes(table),
+        name="table3",
     )
 
 
-def signals(detection: pa.Table) -> HtmlTable:
-    """AUROC of every signal at every level on test (the layout of Tables A3 and A4)."""
-    primary = pc.field("population") == pc.if_else(pc.field("task") == "seg", "positives", "all")
-    shown = pc.field("signal").isin(list(SIGNAL_LABELS))
-    test = detection.filter((pc.field("split") == "test") & primary & shown)
-    rows = []
-    tasks = {"seg": "segmentation", "clf": "classification"}
-    for group in _groups(test, "task", "signal"):
-        scores = {row["level"]: row for row in group}
-        heads = [*_heads(group[0]), Cell(tasks[group[0]["task"]]), Cell(SIGNAL_LABELS[group[0]["signal"]])]
-        absent = {"auroc": None, "auroc_std": None}
-        rows.append((heads, [_cell(scores.get(level, absent), "auroc", 3) for level in (None, *LEVELS)]))
+def claims(table: pa.Table) -> HtmlTable:
+    """The paper's statements, each with what these runs say about it."""
+    rows = [
+        (
+            [Cell(row["claim"])],
+            [
+                Cell(row["verdict"], words=True, strong=True, tone=VERDICTS.get(row["verdict"], "")),
+                Cell(row["dataset"] or "", words=True),
+                Cell(row["numbers"] or "", words=True),
+                Cell(row["reason"] or "", words=True),
+                Cell(row["source"] or "", words=True),
+            ],
+        )
+        for row in table.to_pylist()
+    ]
     return HtmlTable(
-        "AUROC of every signal for each kind of failure, test split, with the paper's signs: below 0.5 means "
-        "that failures score lower.",
-        ["Dataset", "Method", "Failure of", "Signal"],
-        ["Without level", *LEVELS],
+        "What the paper says, and whether it holds in these runs.",
+        ["Claim"],
+        ["Verdict", "Dataset", "Numbers", "Reason", "Where"],
         rows,
+        name="claims",
+    )
+
+
+def by_level(table: pa.Table, name: str, caption: str) -> HtmlTable:
+    """Tables A3 and A4: a row a signal, a column a level; in bold what is best at its level."""
+    rows = []
+    for group in _groups(table, "signal"):
+        scores = {row["level"]: row for row in group}
+        absent = dict.fromkeys(("auroc", "auroc_std", "auroc_low", "auroc_high", "best_of_level"))
+        cells = []
+        for level in (None, *LEVELS):
+            row = scores.get(level, absent)
+            cells.append(_cell(row, "auroc", 3, strong=bool(row["best_of_level"])))
+        rows.append(([*_heads(group[0]), Cell(signal_label(group[0]["signal"]))], cells))
+    rows = _known(rows)
+    columns = ["Without level", *LEVELS]
+    return HtmlTable(caption, ["Dataset", "Method", "Signal"], columns, rows, notes=_notes(table), name=name)
+
+
+def choices(table: pa.Table, name: str, caption: str) -> HtmlTable:
+    """Tables A2 and A5: a row a detector."""
+    rows = []
+    for row in table.to_pylist():
+        heads = [*_heads(row), Cell(CHOICE_LABELS[row["detector"]])]
+        chosen = _score(row) if row["signal"] else ""
+        is_choice = row["detector"].startswith("best")
+        cells = [Cell(chosen if is_choice and chosen else NOTHING, words=True)]
+        rows.append((heads, [*cells, *(_cell(row, metric, 3) for metric in ("auroc", "auprc", "ece"))]))
+    rows = _known(rows)
+    columns = ["Signal", "AUROC", "AUPRC", "ECE"]
+    return HtmlTable(caption, ["Dataset", "Method", "Detector"], columns, rows, notes=_notes(table), name=name)
+
+
+def correlations(table: pa.Table) -> HtmlTable:
+    """Tables A6, A11, A16."""
+    rows = []
+    for group in _groups(table, "x", "y", "population"):
+        levels = {row["level"]: row for row in group}
+        first = group[0]
+        pair = " ~ ".join(QUANTITY_LABELS.get(str(first[name]), str(first[name])) for name in ("x", "y"))
+        cells = [_cell(levels[level], "rho", 3, strong=bool(levels[level]["seeds_marked"])) for level in LEVELS]
+        rows.append(([*_heads(first), Cell(pair), Cell(first["population"])], cells))
+    return HtmlTable(
+        "Tables A6, A11, A16. Spearman's ρ on the test split. Bold: |ρ| > 0.3 and p < 0.05 in at least one run.",
+        ["Dataset", "Method", "Pair", "Samples"],
+        list(LEVELS),
+        _known(rows),
+        notes=_notes(table),
+        name="correlations",
+    )
+
+
+def wrong_and_correct(table: pa.Table) -> HtmlTable:
+    """Tables A10, A15."""
+    return _plain(
+        table.filter(pc.field("difference").is_valid()),
+        "gate_wrong_correct_runs",
+        "Tables A10, A15. Mean delta = w_clf − w_seg of wrongly and of correctly classified test images, run by run; "
+        "t and p of the pooled t-test.",
+        {"seed": "Seed", "population": "Samples", "level": "Level"},
+        {
+            "n_wrong": ("n wrong", 0),
+            "mean_wrong": ("Mean δ wrong", 4),
+            "n_correct": ("n correct", 0),
+            "mean_correct": ("Mean δ correct", 4),
+            "difference": ("Difference", 4),
+            "t": ("t", 2),
+            "p": ("p", 4),
+        },
+    )
+
+
+def detection(table: pa.Table) -> HtmlTable:
+    """Every score and metric on test, beyond the paper."""
+    test = table.filter((pc.field("split") == "test") & pc.field("auroc").is_valid())
+    rows = []
+    for row in test.to_pylist():
+        signal = _score(row)
+        heads = [*_heads(row), Cell(TASK_LABELS[row["task"]]), Cell(row["population"]), Cell(signal)]
+        rows.append((heads, [_cell(row, metric, 3) for metric in METRIC_LABELS]))
+    return HtmlTable(
+        "Every score for each kind of failure on the test split, with the paper's signs. AUROC and AUPRC: higher is "
+        "better; all others: lower is better. An AUROC below 0.5 means that failures score lower.",
+        ["Dataset", "Method", "Failure of", "Samples", "Score"],
+        list(METRIC_LABELS.values()),
+        rows,
+        name="detection",
+    )
+
+
+def signal_tests(table: pa.Table) -> HtmlTable:
+    """DeLong's test of each score against Monte Carlo dropout."""
+    rows = []
+    for row in table.filter(pc.field("auroc").is_valid()).to_pylist():
+        signal = _score(row)
+        heads = [Cell(row["dataset"]), Cell(row["method"]), Cell(str(row["seed"])), Cell(TASK_LABELS[row["task"]])]
+        numbers = [("auroc", 3), ("auroc_mc", 3), ("difference", 3), ("z", 2), ("p", 4), ("p_holm", 4)]
+        cells = [_cell(row, name, digits) for name, digits in numbers]
+        rows.append(([*heads, Cell(row["population"]), Cell(signal)], cells))
+    return HtmlTable(
+        "Each score's AUROC against that of Monte Carlo dropout on the same images: DeLong's test, run by run; Holm's "
+        "correction is over the scores of a run and task.",
+        ["Dataset", "Method", "Seed", "Failure of", "Samples", "Score"],
+        ["AUROC", "MC dropout", "Difference", "z", "p", "p, Holm"],
+        rows,
+        name="signal_tests",
+    )
+
+
+def methods_tests(table: pa.Table) -> HtmlTable:
+    """Methods and variants against the full BTI-Net."""
+    rows = []
+    for row in table.to_pylist():
+        heads = [Cell(row["dataset"]), Cell(row["method"], beneath=row["variant"]), Cell(row["quantity"])]
+        numbers = [("reference", 2), ("value", 2), ("difference", 2), ("p", 4), ("p_holm", 4)]
+        cells = [Cell(str(row["seeds"])), Cell(str(row["n"])), *(_cell(row, name, digits) for name, digits in numbers)]
+        rows.append((heads, [*cells, Cell(row["note"] or "", words=True)]))
+    return HtmlTable(
+        "Every method and variant against the full BTI-Net on the same seeds and test images, in percent; p by a "
+        "paired bootstrap over seeds and images, two-sided, with Holm's correction over the methods.",
+        ["Dataset", "Method", "Quantity"],
+        ["Seeds", "n", "BTI-Net", "Value", "Difference", "p", "p, Holm", "Note"],
+        rows,
+        name="methods_tests",
+    )
+
+
+def rank_agreement(table: pa.Table) -> HtmlTable:
+    """Kendall's tau between our columns and the paper's."""
+    rows = [
+        (
+            [Cell(row["artefact"]), Cell(row["dataset"] or ""), Cell(row["column"])],
+            [
+                Cell(str(row["cells"])),
+                Cell(_number(row["tau"], 2)),
+                Cell(_number(row["p"], 3)),
+                Cell(row["note"] or "", words=True),
+            ],
+        )
+        for row in table.to_pylist()
+    ]
+    return HtmlTable(
+        "Do our numbers rank as the paper's do? Kendall's τ-b, column by column.",
+        ["Table", "Dataset", "Column"],
+        ["Cells", "τ", "p", "Note"],
+        rows,
+        name="rank_agreement",
+    )
+
+
+def table4(table: pa.Table) -> HtmlTable:
+    """Table 4."""
+    rows = []
+    marks = {True: "✓", False: "–", None: ""}
+    for row in table.to_pylist():
+        cells = [Cell(marks[row[part]], words=True) for part in ("mscf", "tim", "upa")] + [_count(row, "seeds")]
+        for name in ("iou", "accuracy"):
+            change = Cell(_signed(row[f"{name}_change"]), interval=_interval(row, f"{name}_change", 2))
+            cells += [_cell(row, name, 2), _cell(row, f"paper_{name}", 2), change]
+        rows.append((_heads(row), [*cells, Cell(row["note"] or "", words=True)]))
+    return HtmlTable(
+        "Table 4. What BTI-Net's parts are worth: IoU of test images that have a lesion, per image, and accuracy of "
+        "all test images, in percent; change against the full network on the same seeds.",
+        ["Dataset", "Variant"],
+        ["MSCF", "TIM", "UPA", "Seeds", *["Ours", "Paper", "Change"] * 2, "Note"],
+        rows,
+        spans=[("", 4), ("IoU", 3), ("Accuracy", 3), ("", 1)],
+        name="table4",
     )
 
 
@@ -249,6 +470,7 @@ def _methods(table: pa.Table, quantities: tuple[str, ...], caption: str) -> Html
         ["Seeds", *["Ours", "Paper", "Difference"] * len(quantities), "Note"],
         rows,
         spans=[("", 1), *((labels[name], 3) for name in quantities), ("", 1)],
+        name="table5" if "accuracy" in quantities else "table6",
     )
 
 
@@ -271,6 +493,7 @@ def comparison(table: pa.Table) -> HtmlTable:
         ["Dataset", "Method", "Table", "Quantity"],
         ["Ours", "Paper", "|Difference|", "z", "Note"],
         rows,
+        name="comparison",
     )
 
 
@@ -291,7 +514,27 @@ def runs(segmentation_runs: pa.Table, classification_runs: pa.Table) -> HtmlTabl
         for row in segmentation_runs.to_pylist()
     ]
     columns = ["Seed", "Stage", "IoU, %", "Dice, %", "Accuracy, %"]
-    return HtmlTable("The runs behind this page, on the test split.", ["Run"], columns, rows)
+    return HtmlTable("The runs behind this page, on the test split.", ["Run"], columns, rows, name="segmentation_runs")
+
+
+def _plain(
+    table: pa.Table, name: str, caption: str, heads: dict[str, str], columns: dict[str, tuple[str, int]]
+) -> HtmlTable:
+    """A row of the table as a row: dataset, method, then columns by name, each with its label (and decimals)."""
+    rows = [
+        (
+            [*_heads(row), *(Cell(str(row[head])) for head in heads)],
+            [_cell(row, column, digits) for column, (_, digits) in columns.items()],
+        )
+        for row in table.to_pylist()
+    ]
+    labels = [label for label, _ in columns.values()]
+    return HtmlTable(caption, ["Dataset", "Method", *heads.values()], labels, rows, notes=_notes(table), name=name)
+
+
+def _known(rows: Rows) -> Rows:
+    """Without the rows that have no value at all; the notes beneath say why there is none."""
+    return [(heads, cells) for heads, cells in rows if any(cell.text != NOTHING for cell in cells)]
 
 
 def _groups(table: pa.Table, *within: str) -> Iterator[list[Row]]:
@@ -300,6 +543,14 @@ def _groups(table: pa.Table, *within: str) -> Iterator[list[Row]]:
     for row in table.to_pylist():
         groups.setdefault((*_setting(row), *(row[name] for name in within)), []).append(row)
     yield from groups.values()
+
+
+def signal_label(name: str) -> str:
+    return SIGNAL_LABELS.get(name, name)
+
+
+def _score(row: Row) -> str:
+    return f"{signal_label(row['signal'])} {row['level'] or ''}".strip()
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
@@ -324,7 +575,8 @@ def _cell(
 ) -> Cell:
     paper = printed.get((artefact, *_setting(row), quantity or name)) if printed else None
     beneath = f"paper {paper}" if paper else ""
-    return Cell(_number(row[name], digits), _spread(row[f"{name}_std"], digits), beneath, strong)
+    spread = _spread(row.get(f"{name}_std"), digits)
+    return Cell(_number(row[name], digits), spread, beneath, _interval(row, name, digits), strong)
 
 
 def _count(row: Row, name: str, printed: Printed | None = None, artefact: str = "") -> Cell:
@@ -345,11 +597,16 @@ def _digits(artefact: str, quantity: str) -> int:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def _signed(value: float | None) -> str:
     return NOTHING if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def _interval(row: Row, name: str, digits: int) -> str:
+    low, high = (row.get(f"{name}_{side}") for side in ("low", "high"))
+    return "" if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
 
 
 def _spread(std: float | None, digits: int) -> str:

@@ -22,7 +22,8 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 from btinet.config import BoundRun
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import evaluate, finished_evaluation, predictions_file
-from btinet.evaluation.schema import PER_LEVEL, PREDICTIONS
+from btinet.evaluation.pictures import images_file, variance_png
+from btinet.evaluation.schema import IMAGES, PER_LEVEL, PREDICTIONS
 from btinet.partitions import read_partition
 from btinet.training.stage import load_model
 from tests.training.micro import COUNTS, CPU, SEED, Bench, files, finished_bench
@@ -119,14 +120,22 @@ class TestTable:
             assert one["seg_energy"][0] == pytest.approx(two["seg_energy"][0], rel=1e-5)
             assert one["w_seg"] != two["w_seg"]
 
-    def test_masks_of_the_last_stages_test_only(self, rows: list[dict[str, Any]]) -> None:
+    def test_pictures_of_the_last_stages_test_only(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if (row["stage"], row["split"]) != (2, "test"):
                 assert row["mask_png"] is None
+                assert row["mc_var_png"] is None
                 continue
             with Image.open(io.BytesIO(row["mask_png"])) as image:
                 assert (image.format, image.mode, image.size) == ("PNG", "1", (SIZE, SIZE))
                 assert np.asarray(image).sum() == row["pred_area"]
+            with Image.open(io.BytesIO(row["mc_var_png"])) as image:
+                assert (image.format, image.mode, image.size) == ("PNG", "L", (SIZE, SIZE))
+                variance = (np.asarray(image) / 510.0) ** 2
+                step = 1 / 510  # of the root; half of it is lost by rounding
+                assert variance.mean() == pytest.approx(
+                    row["mc_seg_var"], abs=step * np.sqrt(variance.mean()) + step**2
+                )
 
     @pytest.mark.parametrize("stage", [1, 2])
     @pytest.mark.parametrize("split", ["val", "test"])
@@ -192,6 +201,50 @@ class TestTable:
         )
 
 
+class TestImages:
+    def test_rows_are_the_test_samples(self, finished: Bench, rows: list[dict[str, Any]]) -> None:
+        images = read_partition(images_file(finished.root, finished.bound))
+        assert images.schema.equals(IMAGES)
+        data, prepared = finished.data("test"), finished.prepared()
+        truth = {row["sample_id"]: row for row in of(rows, 2, "test")}
+        for number, image in zip(data.rows, images.to_pylist(), strict=True):
+            row = truth[image["sample_id"]]
+            assert image["prepared"] == finished.bound.prepared
+            assert (image["dataset"], image["split_id"], image["label"]) == ("phantom", row["split_id"], row["y_true"])
+            assert image["class"] == prepared.manifest.classes[row["y_true"]]
+            mask = np.asarray(Image.open(io.BytesIO(image["mask_png"])))
+            assert np.array_equal(mask, prepared.masks(np.array([number]))[0].numpy() > 0)
+            assert mask.sum() == row["gt_area"]
+            jpeg = np.asarray(Image.open(io.BytesIO(image["image_jpeg"])), np.float64)
+            original = prepared.images(np.array([number]))[0].numpy()
+            assert jpeg.shape == original.shape
+            assert np.abs(jpeg - original).mean() < 8  # of 255
+
+    def test_another_run_on_the_split_leaves_them_as_they_are(self, own: Bench) -> None:
+        file = images_file(own.root, own.bound)
+        before = Path(file.path).stat().st_mtime_ns
+        evaluate(with_evaluation(own.bound, mc_passes=1), own.root, CPU)
+        assert Path(file.path).stat().st_mtime_ns == before
+
+    def test_lost_they_are_written_again(self, own: Bench) -> None:
+        file = images_file(own.root, own.bound)
+        before = file.read_table()
+        file.remove()
+        assert finished_evaluation(own.bound, own.root) is None
+        evaluate(own.bound, own.root, CPU)
+        assert file.read_table().equals(before)
+
+
+def test_variance_png_averages_and_keeps_the_scale() -> None:
+    variance = torch.zeros(1, 224, 224)
+    variance[:, :2, :2] = 0.25  # the largest there is
+    variance[:, 2:4, 0] = 0.02  # half of a 2x2 block: 0.01 on average
+    image = np.asarray(Image.open(io.BytesIO(variance_png(variance))))
+    assert image.shape == (112, 112)
+    assert (image[0, 0], image[1, 0]) == (255, 51)
+    assert image.sum() == 255 + 51
+
+
 class TestAgain:
     def test_done_is_not_done_again(self, own: Bench) -> None:
         before = files(Path(own.root.path))
@@ -220,9 +273,12 @@ class TestAgain:
         evaluate(changed, own.root, CPU)
         after = files(folder)
         rewritten = {name for name in after if before.get(name) != after[name]}
-        prediction = f"results/predictions/dataset=phantom/method=btinet/{own.bound.run_id}.parquet"
+        written = {
+            f"results/{kind}/dataset=phantom/method=btinet/{own.bound.run_id}.parquet"
+            for kind in ("predictions", "runs")
+        }
         own_files = {f"runs/{own.bound.run_id}/{name}.json" for name in ("evaluation", "evaluation-progress")}
-        assert rewritten == {prediction, *own_files}
+        assert rewritten == written | own_files
         assert before.keys() == after.keys()
         again = table(own)
         assert again["mc_T"].unique().to_pylist() == [2]
@@ -247,7 +303,7 @@ class TestMonteCarloSettings:
         evaluate(with_evaluation(own.bound, mc_passes=0), own.root, CPU)
         rows = table(own)
         columns = [name for name in PREDICTIONS.names if name.startswith("mc_")]
-        assert len(columns) == 15
+        assert len(columns) == 16
         assert all(rows[name].null_count == len(rows) for name in columns)
         assert rows.schema.equals(PREDICTIONS)
 
@@ -255,7 +311,7 @@ class TestMonteCarloSettings:
         evaluate(with_evaluation(own.bound, mc_scope="head"), own.root, CPU)
         rows = table(own)
         assert rows["mc_scope"].unique().to_pylist() == ["head"]
-        for name in ("mc_seg_var", "mc_seg_entropy", "mc_seg_mi", "mc_seg_var_fg", "mc_iou"):
+        for name in ("mc_seg_var", "mc_seg_entropy", "mc_seg_mi", "mc_seg_var_fg", "mc_iou", "mc_var_png"):
             assert rows[name].null_count == len(rows)
         assert min(rows["mc_clf_var"].to_pylist()) > 1e-10
 

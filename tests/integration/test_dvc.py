@@ -212,7 +212,7 @@ def test_plots_show(project: Project) -> None:
     assert set(plots) == {
         "data/history/stage1/phantom-btinet-full-42.csv",
         "data/history/stage2/phantom-btinet-full-42.csv",
-        "data/analysis/table2.csv",
+        *(f"data/analysis/{table}.csv" for table in ("table2", "table_a3", "table_a4")),
     }
     history = plots["data/history/stage1/phantom-btinet-full-42.csv"]
     assert history["encoding"]["x"]["field"] == "epoch"

@@ -80,7 +80,7 @@ def test_methods_side_by_side(write_experiment: Callable[..., Path], tmp_path: P
     assert set(tables["table6"]["method"].to_pylist()) == set(methods)
     assert tables["table5"]["accuracy"].null_count == 0
     page = (results / "report/micro/index.html").read_text()
-    assert 'id="table-5"' in page and 'id="table-6"' in page
+    assert 'id="table5"' in page and 'id="table6"' in page
 
 
 def test_killed_worker_ends_with_the_same_weights(write_experiment: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,82 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow.csv import read_csv
 
 from btinet.analysis import analyse
-from btinet.errors import InputError
-from btinet.evaluation.schema import PREDICTIONS
-from btinet.report import render, write
+from btinet.report.downloads import latex
+from btinet.report.page import ResultTables, render, write
+from btinet.report.tables import Cell, HtmlTable
+from btinet.report.tensorboard import write_tensorboard
+from btinet.results import find_runs, load_results
 from btinet.storage import Storage
-
-SIGNALS = ("w_seg", "w_clf", "align", "seg_energy", "clf_energy")
-
-
-def predictions():
-    """busi and phantom; BTI-Net with three seeds each, and a segmentation-only method without signals."""
-    rows = []
-    for dataset in ("busi", "phantom"):
-        for method, seed in (("btinet", 42), ("btinet", 123), ("btinet", 456), ("unet", 42)):
-            for split in ("val", "test"):
-                for i in range(8):
-                    iou = (i + seed % 5) / 12
-                    row = dict.fromkeys(PREDICTIONS.names) | {
-                        "run_id": f"{dataset}-{method}-{seed}",
-                        "preset": "tiny",
-                        "dataset": dataset,
-                        "method": method,
-                        "variant": "full",
-                        "seed": seed,
-                        "split_id": "s",
-                        "stage": 2 if method == "btinet" else 1,
-                        "split": split,
-                        "sample_id": str(i),
-                        "y_true": i % 2,
-                        "has_mask": i > 0,
-                        "gt_area": 9,
-                        **dict.fromkeys(("tp", "fp", "fn", "pred_area"), 3),
-                        **dict.fromkeys(("iou", "dice", "precision", "recall", "soft_iou"), iou),
-                        "empty_pred": False,
-                    }
-                    if method == "btinet":
-                        score = (i * 5 % 8) / 8
-                        row |= {"y_pred": int(i > 3), "correct": i % 2 == int(i > 3), "conf": score}
-                        row |= {"mc_seg_var": score, "mc_clf_entropy": score}
-                        row |= {name: [score, 1 - iou, 0.5, iou] for name in SIGNALS}
-                    rows.append(row)
-    return pa.Table.from_pylist(rows, PREDICTIONS)
-
-
-def history(run_ids):
-    rows = [
-        {"run_id": run_id, "stage": stage, "epoch": epoch, "lr": 1e-3, "val_iou": 0.1 * epoch}
-        | {"val_gate_loss": 0.5 if stage == 2 else None, "device": "cpu", "never": None}
-        for run_id in run_ids
-        for stage, epochs in ((1, 3), (2, 1))
-        for epoch in range(1, epochs + 1)
-    ]
-    return pa.Table.from_pylist(rows)
-
-
-@pytest.fixture(scope="module")
-def tables():
-    return analyse(predictions())
-
-
-@pytest.fixture(scope="module")
-def page(tables):
-    epochs = history(tables["segmentation_runs"]["run_id"].to_pylist())
-    return render("demo", tables, epochs, {"Prepared busi": "sha256:feed"}, {"busi": "dataset-busi.html"})
+from tests.report.conftest import DATASETS, PROVENANCE
+from tests.report.folder import write_results
 
 
 class Outline(HTMLParser):
     """Collects ids, tags with their attributes, and whether elements are closed in order."""
 
-    VOID = ("meta", "link", "br", "img")
+    VOID = ("meta", "link", "br", "img", "input")
 
     def __init__(self, text):
         super().__init__()
@@ -98,110 +47,184 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_every_table_is_there(page):
-    captions = re.findall(r"<caption>(.*?)</caption>", page, flags=re.DOTALL)
-    starts = (
-        "Mean",
-        "Table A17",
-        "Table A18",
-        "Table 6",
-        "Table 2",
-        "Table 3",
-        "AUROC of every",
-        "BTI-Net here",
-        "The runs",
-    )
-    assert [caption.startswith(start) for caption, start in zip(captions, starts, strict=True)] == [True] * 9
-    for run_id in ("busi-btinet-42", "phantom-unet-42"):
-        assert f">{run_id}<" in page
-    assert "the method does not classify" in page
-    assert "sha256:feed" in page
+def test_every_table_is_there(made):
+    captions = re.findall(r"<caption>(.*?)</caption>", made.page.html, flags=re.DOTALL)
+    starts = ("Mean", "What the paper says", "BTI-Net here", "The runs", "Every score for", "Every method and variant")
+    numbered = ("17", "18", "2.", "3.", "5.", "6.", "A2", "A3", "A4", "A5", "A6", "A10")
+    for start in (*starts, *(f"Table {'A' if number in ('17', '18') else ''}{number}" for number in numbered[:6])):
+        assert any(caption.startswith(start) for caption in captions), start
+    for number in numbered[6:]:
+        assert any(re.match(rf"Tables? {number}\b", caption) for caption in captions), number
+    for run_id in made.tables["segmentation_runs"]["run_id"].to_pylist():
+        assert f">{run_id}<" in made.page.html
+    assert "the method does not classify" in made.page.html
+    assert "sha256:feed" in made.page.html
 
 
-def test_numbers_are_the_tables(page, tables):
-    row = next(row for row in tables["segmentation"].to_pylist() if row["method"] == "btinet")
-    assert f"{row['iou']:.1f} <span>± {row['iou_std']:.1f}</span><small>paper 74.5 ± 0.3</small>" in page
-    assert "<small>paper 0.824</small>" in page  # Table 2, BUSI, D2
+def test_numbers_are_the_tables(made):
+    row = next(row for row in made.tables["segmentation"].to_pylist() if row["method"] == "btinet")
+    shown = f"{row['iou']:.1f} <span>± {row['iou_std']:.1f}</span><small>[{row['iou_low']:.1f}, {row['iou_high']:.1f}]"
+    assert f"{shown}</small><small>paper 74.5 ± 0.3</small>" in made.page.html
+    assert "<small>paper 0.824</small>" in made.page.html  # Table 2, BUSI, D2
 
 
-def test_methods_are_beside_the_paper(page, tables):
-    (row,) = (row for row in tables["table6"].to_pylist() if (row["dataset"], row["method"]) == ("busi", "unet"))
-    difference = f"{row['iou_difference']:+.2f}".replace("-", "−")
-    assert f"<td>{row['iou']:.2f}</td><td>66.42 <span>± 1.12</span></td><td>{difference}</td>" in page
-    assert 'href="#table-6"' in page
-    assert "table-5" not in page  # BTI-Net is the only joint method
+def test_verdicts_are_counted(made):
+    verdicts = made.tables["claims"]["verdict"].to_pylist()
+    shown = re.findall(r'<li class="\w*"><b>(\d+)</b> (.*?)</li>', made.page.html)
+    assert {name: int(count) for count, name in shown} == {name: verdicts.count(name) for name in set(verdicts)}
 
 
-def test_bold_means_better_than_monte_carlo(page, tables):
-    beats = 0
-    for dataset in ("busi", "phantom"):
-        rows = [row for row in tables["table2"].to_pylist() if row["dataset"] == dataset and row["method"] == "btinet"]
-        for metric in ("auroc", "auprc"):
-            beats += sum(row[metric] > rows[0][metric] for row in rows[1:] if row[metric] is not None)
-    assert page.count("<strong>") == beats > 0
+def test_bold_means_better_than_monte_carlo(made):
+    (of_btinet,) = re.findall(r"<caption>Table 2\..*?</table>", made.page.html, flags=re.DOTALL)
+    rows = [row for row in made.tables["table2"].to_pylist() if row["method"] == "btinet"]
+    beats = sum(row[metric] > rows[0][metric] for metric in ("auroc", "auprc") for row in rows[1:])
+    assert of_btinet.count("<strong>") == beats > 0
 
 
-def test_well_formed(page):
-    outline = Outline(page)
+def test_well_formed(made):
+    html = re.sub(r"<script.*?</script>", "", made.page.html, flags=re.DOTALL)
+    outline = Outline(html)
     assert outline.open == []
     assert len(outline.ids) == len(set(outline.ids))
     ids = set(outline.ids)
-    assert {link[1:] for link in re.findall(r'href="(#[^"]+)"', page)} <= ids
-    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= ids
+    assert {link[1:] for link in re.findall(r'href="(#[^"]+)"', html)} <= ids
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= ids
     headers = [attrs for tag, attrs in outline.tags if tag == "th"]
     assert headers
     assert all("scope" in attrs for attrs in headers)
 
 
-def test_figures(page):
-    figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(figures) == 1 + 4  # w_seg, and the curves of four settings
-    assert all('role="img" aria-label="' in figure for figure in figures)
-    assert "val gate loss" in figures[1]
-    assert "seed 456" in figures[1]
-    assert "never" not in figures[1]
-    assert "#010203" not in page
+def test_figures(made):
+    figures = re.findall(r"<svg role.*?</svg>", made.page.html, flags=re.DOTALL)
+    labels = [re.search(r'aria-label="(.*?)"', figure)[1] for figure in figures]
+    for part in ("Figures 2,", "Figures 3,", "Figures 4,", "Figure 5", "Figures A1,", "Figures A2,", "Figures A3,"):
+        assert any(part in label for label in labels), part
+    for part in ("Figures A4,", "Figure A19", "Risk and coverage", "Training curves", "Table 2"):
+        assert any(part in label for label in labels), part
+    assert "#1c2126" not in "".join(figures)
     assert "currentColor" in figures[0]
 
 
-def test_stands_alone(page):
-    assert "http" not in page
-    assert set(re.findall(r"(?:src|href)=\"([^#\"][^\"]*)", page)) == {"dataset-busi.html"}  # lies beside it
-    assert "@import" not in page
+def test_scatter_is_of_the_analysis(made):
+    """A dot for every lesion of a run and level."""
+    (figure,) = re.findall(r'<svg role="img" aria-label="δ against IoU.*?</svg>', made.page.html, flags=re.DOTALL)
+    run_id = made.tables["scatter"]["run_id"][0].as_py()
+    points = [row for row in made.tables["scatter"].to_pylist() if row["run_id"] == run_id and row["has_mask"]]
+    assert len(points) == 4 * 20
+    assert figure.count("<use") >= len(points)
 
 
-def test_the_same_input_gives_the_same_bytes(page, tables):
-    epochs = history(tables["segmentation_runs"]["run_id"].to_pylist())
-    assert render("demo", tables, epochs, {"Prepared busi": "sha256:feed"}, {"busi": "dataset-busi.html"}) == page
+def test_stands_alone(made):
+    html = re.sub(r'"data:[^"]*"', '""', made.page.html)
+    assert "http" not in html
+    assert set(re.findall(r"\b(?:src|href)=\"([^#\"][^\"]*)", html)) == {"dataset-busi.html"}  # lies beside it
+    assert "@import" not in html
+    assert made.page.files == {}
 
 
-def test_hostile_names_are_text(tables):
+def test_the_same_input_gives_the_same_bytes(made):
+    assert render("demo", made.tables, made.results, PROVENANCE, DATASETS).html == made.page.html
+
+
+def test_hostile_names_are_text(made):
     evil = '<script>alert("x")</script>$\\frac$'
-    runs = tables["segmentation_runs"]
+    runs = made.tables["segmentation_runs"]
     renamed = runs.set_column(runs.column_names.index("variant"), "variant", pa.array([evil] * len(runs)))
-    page = render(
-        evil, tables | {"segmentation_runs": renamed}, history(runs["run_id"].to_pylist()), {evil: evil}, {evil: evil}
-    )
-    assert "<script" not in page
+    predictions = made.results.predictions
+    column = predictions.column_names.index("sample_id")
+    samples = predictions.set_column(column, "sample_id", pa.array([evil] * len(predictions)))
+    results = made.results._replace(predictions=samples)
+    page = render(evil, made.tables | {"segmentation_runs": renamed}, results, {evil: evil}, {evil: evil}).html
+    assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
 
 
-def test_without_history_or_anything_of_the_paper():
-    rows = predictions()
-    only_unet = rows.filter(pa.compute.equal(rows["method"], "unet"))
-    page = render("demo", analyse(only_unet), None, {}, {})
+@pytest.fixture(scope="module")
+def links(made):
+    """What the page offers for download: file name -> content."""
+    found = re.findall(r'download="([^"]+)" href="data:[^;]+;base64,([^"]*)"', made.page.html)
+    return {name: base64.b64decode(content) for name, content in found}
+
+
+class TestDownloads:
+    def test_parquet_and_csv_are_the_tables_at_full_precision(self, made, links):
+        for name in ("table2", "claims", "segmentation", "comparison"):
+            table = made.tables[name]
+            assert pq.read_table(io.BytesIO(links[f"{name}.parquet"])).equals(table)
+            assert read_csv(io.BytesIO(links[f"{name}.csv"])).num_rows == len(table)
+        csv = read_csv(io.BytesIO(links["table2.csv"]))
+        assert csv["auroc"].to_pylist() == made.tables["table2"]["auroc"].to_pylist()
+
+    def test_every_table_of_the_analysis_can_be_had(self, made, links):
+        large = set(re.findall(r"\((\w+)\.parquet in the folder of the analysis\)", made.page.html))
+        assert {name.removesuffix(".parquet") for name in links if name.endswith(".parquet")} == {*made.tables} - large
+        assert large == {name for name, table in made.tables.items() if table.nbytes > 2**20}
+
+    def test_latex(self):
+        table = HtmlTable(
+            "A table, 50 % shown",
+            ["Method"],
+            ["IoU, %", "Note"],
+            [([Cell("a_b")], [Cell("−1.0", "± 0.5", strong=True), Cell("x & y", words=True)])],
+            spans=[("Ours", 1), ("", 1)],
+        )
+        assert latex(table).splitlines() == [
+            "% A table, 50 % shown",
+            r"% needs \usepackage{booktabs,amssymb}",
+            r"\begin{tabular}{lrl}",
+            r"\toprule",
+            r" & \multicolumn{1}{c}{Ours} & \multicolumn{1}{c}{} \\",
+            r"Method & IoU, \% & Note \\",
+            r"\midrule",
+            r"a\_b & \textbf{$-$1.0 $\pm$ 0.5} & x \& y \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+
+
+def test_without_gates_history_images_or_anything_of_the_paper(tmp_path):
+    root = Storage(str(tmp_path))
+    write_results(root, methods=("unet",), seeds=(42,), samples=9)
+    results = load_results(root, find_runs(root, []))
+    bare = ResultTables(results.predictions, results.runs, results.epochs[:0], results.images[:0])
+    page = render("demo", analyse(results.predictions, resamples=0), bare, {}, {}).html
     assert "No training history was given." in page
     assert "The paper has no numbers" in page
-    assert "<svg" not in page
-    Outline(page)
+    assert "<svg role" not in page
+    Outline(re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
 
 
-def test_write_reads_the_analysis_from_storage(tmp_path, tables):
-    root = Storage(str(tmp_path))
-    for name, table in tables.items():
-        (root / "analysis" / "demo" / f"{name}.parquet").write_table(table)
-    page = write(root, "demo", None, {}, {})
-    assert page.path == str(tmp_path / "report/demo/index.html")
-    assert page.read_bytes().decode() == render("demo", tables, None, {}, {})
-    with pytest.raises(InputError, match="no analysis of experiment 'other'"):
-        write(root, "other", None, {}, {})
+def test_many_pictures_go_into_files_and_old_ones_go(tmp_path, made, monkeypatch):
+    monkeypatch.setattr("btinet.report.explorer.INLINE_BYTES", 10_000)
+    monkeypatch.setattr("btinet.report.explorer.CHUNK_BYTES", 20_000)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/out-99.js").write_text("of an earlier report")
+    page = write(Storage(str(tmp_path)), "demo", made.tables, made.results, {}, {})
+    assert len(page.files) > 3
+    assert {f"pictures/{file.name}" for file in (tmp_path / "pictures").iterdir()} == page.files.keys()
+    assert len((tmp_path / "index.html").read_bytes()) < len(made.page.html.encode())
+
+
+def test_tensorboard(tmp_path, made):
+    """Read back with TensorBoard's own format, by tensorboardX's protocol buffers."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    write_tensorboard(tmp_path, made.results.epochs, made.page.drawings[:2])
+    write_tensorboard(tmp_path, made.results.epochs, made.page.drawings[:2])  # again: in place of the first
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 6 + 1
+    run_id = made.results.runs["run_id"][0].as_py()
+
+    def values(folder):
+        (file,) = (tmp_path / folder).iterdir()
+        data, found = file.read_bytes(), []
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            found += [(value.tag, event.step, value) for value in event.summary.value]
+            data = data[16 + length :]
+        return found
+
+    curve = {step: value.simple_value for tag, step, value in values(run_id) if tag == "stage1/val_iou"}
+    assert curve == pytest.approx({epoch: 0.5 + 0.05 * epoch for epoch in range(1, 5)})
+    images = [(tag, value.image.encoded_image_string[:4]) for tag, _, value in values("figures")]
+    assert images == [(drawing.name, b"\x89PNG") for drawing in made.page.drawings[:2]]
