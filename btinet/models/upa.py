@@ -13,9 +13,6 @@ from btinet.models.tim import Interaction
 
 Gate = Literal["sigmoid", "softmax", "linear", "random", "off"]
 
-RANDOM_DRAWS = 1024
-"""More than a batch has samples."""
-
 
 class UPA(nn.Module):
     """Per-sample gate between the features before and after TIM, driven by three uncertainty signals u.
@@ -30,8 +27,6 @@ class UPA(nn.Module):
             (notes B38). The last two learn nothing; their align is that of random projections, for the record.
     """
 
-    draws: Tensor
-
     def __init__(self, channels: int, clf_dim: int, hidden: int, projection: int, gate: Gate = "sigmoid") -> None:
         super().__init__()
         self.gate = gate
@@ -42,8 +37,6 @@ class UPA(nn.Module):
             self.mlp: nn.Module = nn.Linear(3, 2)
         elif self.learns:
             self.mlp = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2))
-        elif gate == "random":
-            self.register_buffer("draws", torch.rand(RANDOM_DRAWS, 2))
 
     def forward(self, d: Tensor, pooled: Tensor, f: Tensor, interaction: Interaction) -> tuple[Tensor, Tensor, Signals]:
         """Gate one level.
@@ -87,14 +80,13 @@ class UPA(nn.Module):
     def weights(self, u: Tensor) -> Tensor:
         """Signals [B, 3] -> w_seg and w_clf [B, 2], in [0, 1] (Eq. 12).
 
-        A random gate draws anew in training. In evaluation the i-th sample of every batch gets the i-th of the draws
-        that the model was made with, so that a prediction, and Monte Carlo dropout's passes, are the same each time.
+        A random gate draws from torch's global generator in every pass, as dropout does, and in evaluation mode too.
         """
         match self.gate:
             case "softmax":
                 return self.mlp(u).softmax(dim=1)
             case "random":
-                return torch.rand_like(u[:, :2]) if self.training else self.draws[: len(u)].to(u)
+                return torch.rand_like(u[:, :2])
             case "off":
                 return torch.ones_like(u[:, :2])
         return torch.sigmoid(self.mlp(u))
