@@ -22,6 +22,7 @@ from btinet.datasets.prepare import export_store
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import evaluate as evaluate_run
 from btinet.evaluation.evaluate import finished_evaluation
+from btinet.options import DataRoot, Endpoint, StorageUrl, Weights
 from btinet.partitions import read_partition
 from btinet.receipts import Receipt
 from btinet.report.tensorboard import write_tensorboard
@@ -46,18 +47,6 @@ app.command()(experiment_cli.status)
 
 ExperimentFile = Annotated[
     Path, typer.Option("--experiment", "-e", help="Experiment file (YAML); examples are in experiments/.")
-]
-StorageUrl = Annotated[
-    str | None,
-    typer.Option("--storage", envvar="BTINET_STORAGE", help="Where results live: a folder, file://... or s3://..."),
-]
-Endpoint = Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// storage.")]
-DataRoot = Annotated[
-    str | None,
-    typer.Option(help="Folder that holds the datasets in their official layouts; else BTINET_DATA_ROOT."),
-]
-Weights = Annotated[
-    str | None, typer.Option(help="safetensors file of the encoder's ImageNet weights; else BTINET_WEIGHTS.")
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="DATASET/METHOD/VARIANT/SEED")]
 Store = Annotated[

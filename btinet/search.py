@@ -22,8 +22,8 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 from rich import box
 from rich.table import Table
 
-from btinet.binding import bind, prepare_dataset, publish_weights
-from btinet.config import BoundRun, Experiment, Overrides, Strict, faults, load_file, merge
+from btinet.binding import bind, check_inputs, prepare_dataset, publish_weights
+from btinet.config import BoundRun, Experiment, Overrides, Strict, faults, load_experiment, load_file, merge
 from btinet.errors import InputError
 from btinet.models.registry import method_class
 from btinet.storage import Storage
@@ -158,6 +158,39 @@ class Outcome(NamedTuple):
         return [score[metric] for score in self.scores.values() if metric in score]
 
 
+class Result(NamedTuple):
+    """What a search has left in ``searches/<name>/``."""
+
+    outcomes: list[Outcome]
+    best: Outcome | None
+    """None where no trial is finished."""
+    trials: Storage
+    """trials.parquet: a row a trial."""
+    experiment: Storage
+    """best.yaml; not written where there is no best."""
+    failures: list[str]
+    """Run and reason."""
+
+
+def open_search(
+    file: Path,
+    storage: str | None = None,
+    endpoint: str | None = None,
+    data_root: str | None = None,
+    weights: str | None = None,
+) -> tuple[Search, list[Trial]]:
+    """Read a search file and the experiment that it varies, with these in place of the experiment's own.
+
+    Raises:
+        InputError: every fault of the file, of the experiment, or of a trial.
+    """
+    search = load_search(file)
+    base = load_experiment(file.parent / search.experiment, data_root=data_root, weights=weights)
+    base = base.with_storage(storage, endpoint)
+    check_inputs(base)
+    return search, make_trials(search, base)
+
+
 def load_search(file: Path) -> Search:
     """Read a search file.
 
@@ -221,6 +254,16 @@ def read_scores(found: list[Outcome], root: Storage) -> list[Outcome]:
     ]
 
 
+def unfinished(found: list[Outcome]) -> list[BoundRun]:
+    return [bound for outcome in found for bound in outcome.unfinished]
+
+
+def counts(found: list[Outcome]) -> str:
+    """How much there is to do, for a person."""
+    runs = sum(len(outcome.bounds) for outcome in found)
+    return f"{len(found)} trial(s), {runs} run(s), {runs - len(unfinished(found))} of them done already"
+
+
 def run_names(found: list[Outcome]) -> dict[str, str]:
     """run_id -> what to call the run in the search: trial, values, seed."""
     return {
@@ -236,17 +279,26 @@ def best_of(search: Search, found: list[Outcome]) -> Outcome | None:
     return max(finished, key=lambda outcome: outcome.mean(search.metric) or 0.0, default=None)
 
 
-def publish_search(search: Search, found: list[Outcome], failures: dict[str, str], root: Storage) -> Storage:
-    """Write ``searches/<name>/``: trials.parquet and best.yaml; returns the folder.
+def publish_search(search: Search, found: list[Outcome], failures: dict[str, str], root: Storage) -> Result:
+    """Read the scores of what has been trained since, and write ``searches/<name>/``.
 
     Args:
         failures: run_id -> why it failed.
     """
     folder = root / "searches" / search.name
-    (folder / "trials.parquet").write_table(trials_table(search, found, failures))
-    if (best := best_of(search, found)) is not None:
-        (folder / "best.yaml").write_text(best_experiment(search, best, len(found)))
-    return folder
+    found = read_scores(found, root)
+    names = run_names(found)
+    result = Result(
+        found,
+        best_of(search, found),
+        folder / "trials.parquet",
+        folder / "best.yaml",
+        [f"{names[run_id]} failed: {reason}" for run_id, reason in failures.items()],
+    )
+    result.trials.write_table(trials_table(search, found, failures))
+    if result.best is not None:
+        result.experiment.write_text(best_experiment(search, result.best, len(found)))
+    return result
 
 
 def trials_table(search: Search, found: list[Outcome], failures: dict[str, str]) -> pa.Table:

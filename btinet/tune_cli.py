@@ -8,37 +8,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from btinet.binding import check_inputs, open_storage
-from btinet.config import load_experiment
+from btinet.binding import open_storage
 from btinet.console import bar, console
-from btinet.search import (
-    best_experiment,
-    best_of,
-    bind_trials,
-    load_search,
-    make_trials,
-    publish_search,
-    read_scores,
-    run_names,
-    terminal_table,
-)
-from btinet.storage import Storage
+from btinet.options import DataRoot, Endpoint, StorageUrl, Weights
+from btinet.search import bind_trials, counts, open_search, publish_search, terminal_table, unfinished
 
 
 def tune(
     search: Annotated[Path, typer.Argument(help="Search file (YAML), e.g. experiments/tune-quick.yaml.")],
-    storage: Annotated[
-        str | None,
-        typer.Option("--storage", envvar="BTINET_STORAGE", help="Where results live: a folder, file://... or s3://..."),
-    ] = None,
-    endpoint: Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// storage.")] = None,
-    data_root: Annotated[
-        str | None,
-        typer.Option(help="Folder that holds the datasets in their official layouts; else BTINET_DATA_ROOT."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="safetensors file of the encoder's ImageNet weights; else BTINET_WEIGHTS.")
-    ] = None,
+    storage: StorageUrl = None,
+    endpoint: Endpoint = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
     best: Annotated[Path | None, typer.Option(help="Also write the best experiment file here.")] = None,
 ) -> None:
     """Search over settings with Ray Tune, and write the best as an experiment file.
@@ -52,41 +33,28 @@ def tune(
 
     Ends with a table of the trials, in searches/NAME/trials.parquet too, and searches/NAME/best.yaml.
     """
-    settings = load_search(search)
-    base = load_experiment(search.parent / settings.experiment, data_root=data_root, weights=weights)
-    base = base.with_storage(storage, endpoint)
-    check_inputs(base)
-    trials = make_trials(settings, base)
-    root = open_storage(base)
-    with bar(f"preparing {base.datasets[0].name}") as show:
+    settings, trials = open_search(search, storage, endpoint, data_root, weights)
+    experiment = trials[0].experiment
+    root = open_storage(experiment)
+    with bar(f"preparing {experiment.datasets[0].name}") as show:
         found = bind_trials(trials, root, show)
-    names = run_names(found)
-    pending = [bound for outcome in found for bound in outcome.unfinished]
-    console.print(f"{len(found)} trial(s), {len(names)} run(s), {len(names) - len(pending)} of them done already")
+    console.print(counts(found))
     failures = {}
-    if pending:
+    if unfinished(found):
         from btinet.cluster.session import ray_session
         from btinet.cluster.tune import train_with_tune
 
         with ray_session() as session:
             console.print(f"Ray dashboard: {session.dashboard_url}")
-            failures = train_with_tune(
-                settings.name,
-                pending,
-                root,
-                base.resources,
-                lambda bound, message: console.print(f"{names[bound.run_id]}  {message}"),
-            )
-    found = read_scores(found, root)
-    folder = publish_search(settings, found, failures, root)
-    Console().print(terminal_table(settings, found))
-    for run_id, reason in failures.items():
-        console.print(f"{names[run_id]} failed: {reason}")
-    console.print(f"trials {folder / 'trials.parquet'}")
-    winner = best_of(settings, found)
-    if winner is None:
+            failures = train_with_tune(settings.name, found, root, lambda message: console.print(message, markup=False))
+    result = publish_search(settings, found, failures, root)
+    Console().print(terminal_table(settings, result.outcomes))
+    for failure in result.failures:
+        console.print(failure, markup=False)
+    console.print(f"trials {result.trials}")
+    if result.best is None:
         console.print("no trial finished", style="bold red")
         raise typer.Exit(1)
-    console.print(f"best   {folder / 'best.yaml'} ({winner.trial})")
+    console.print(f"best   {result.experiment} ({result.best.trial})", markup=False)
     if best is not None:
-        Storage(str(best)).write_text(best_experiment(settings, winner, len(found)))
+        result.experiment.download(best)

@@ -15,7 +15,7 @@ import btinet
 PACKAGE = Path(btinet.__file__).parent
 
 ROOMS = [  # from the bottom up; one line may not import another on the same level
-    {"errors", "console"},
+    {"errors", "console", "options"},
     {"config", "torchvision_compat"},
     {"storage", "ranks"},
     {"receipts", "partitions", "progress", "datasets", "losses", "metrics"},

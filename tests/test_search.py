@@ -18,13 +18,14 @@ from btinet.search import (
     best_experiment,
     best_of,
     bind_trials,
+    counts,
     load_search,
     make_trials,
     publish_search,
-    read_scores,
     run_names,
     trial_rows,
     trials_table,
+    unfinished,
 )
 from btinet.training.stage import train_stage
 from tests.training.micro import CPU, bench, one_thread  # noqa: F401
@@ -180,15 +181,16 @@ def test_from_data_to_best_file(tmp_path: Path, tmp_path_factory: pytest.TempPat
     for outcome in found:
         for stage in (1, 2):
             train_stage(outcome.bounds[0], stage, made.root, CPU)
-    found = read_scores(found, made.root)
-    best = best_of(wanted, found)
-    assert best is not None and not any(outcome.unfinished for outcome in found)
+    assert counts(found) == "2 trial(s), 2 run(s), 0 of them done already"
 
-    folder = publish_search(wanted, found, {}, made.root)
-    table = (folder / "trials.parquet").read_table()
+    result = publish_search(wanted, found, {}, made.root)
+    best = result.best
+    assert best is not None and unfinished(result.outcomes) == []
+    assert counts(result.outcomes) == "2 trial(s), 2 run(s), 2 of them done already"
+    table = result.trials.read_table()
     assert table["model.tau"].to_pylist() == [0.3, 0.7]
     assert max(table["score"].to_pylist()) == best.mean("val_iou")
-    text = (folder / "best.yaml").read_bytes().decode()
+    text = result.experiment.read_bytes().decode()
     assert text == best_experiment(wanted, best, 2)
     file = tmp_path / "best.yaml"
     file.write_text(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
@@ -16,28 +16,28 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 import ray
 from ray import tune
 
-from btinet.config import BoundRun, ResourceSettings
+from btinet.config import BoundRun
 from btinet.errors import InputError
+from btinet.search import Outcome, run_names, unfinished
 from btinet.storage import Storage
 
 # would warn that the files that we have no use for are missing
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
-OnMessage = Callable[[BoundRun, str], None]
+OnMessage = Callable[[str], None]
 
 
-def train_with_tune(
-    name: str, bounds: Sequence[BoundRun], root: Storage, resources: ResourceSettings, on_message: OnMessage
-) -> dict[str, str]:
-    """Train all stages of these runs, each in one process with ``resources`` of one worker.
+def train_with_tune(name: str, found: list[Outcome], root: Storage, on_message: OnMessage) -> dict[str, str]:
+    """Train all stages of the trials' unfinished runs, each in one process with the resources of one worker.
 
     A run goes on from its last checkpoint, whoever left it, so that nothing of Tune's own records is read again. A
-    lost process is replaced ``resources.max_failures`` times.
+    lost process is replaced ``max_failures`` times.
 
     Args:
         name: of the search.
-        bounds: runs that are not finished.
-        on_message: called with a run and its progress after every epoch, and its receipt after every stage.
+        found: the trials, of which a run is unfinished.
+        on_message: called with a run's name and its progress after every epoch, its receipt after every stage, or why
+            it failed.
 
     Returns:
         run_id -> why it failed, for those that did; the others are finished.
@@ -45,6 +45,7 @@ def train_with_tune(
     Raises:
         InputError: the cluster cannot hold one run.
     """
+    resources = found[0].trial.experiment.resources
     needed = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     total = ray.cluster_resources()
     if any(total.get(kind, 0) < amount for kind, amount in needed.items()):
@@ -52,16 +53,16 @@ def train_with_tune(
             f"resources: a trial needs {needed['CPU']:g} CPU(s) and {needed['GPU']:g} GPU(s), and the cluster has "
             f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}: lower resources.cpus_per_worker or gpus_per_worker"
         )
-    by_id = {bound.run_id: bound for bound in bounds}
+    pending = {bound.run_id: bound.model_dump(mode="json") for bound in unfinished(found)}
     trainable = tune.with_parameters(
         _train_run,
-        bounds={run_id: bound.model_dump(mode="json") for run_id, bound in by_id.items()},
+        bounds=pending,
         storage=root.reference,
     )
-    watcher = _Watcher(by_id, on_message)
+    watcher = _Watcher(run_names(found), on_message)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": needed["CPU"], "gpu": needed["GPU"]}),
-        param_space={"run_id": tune.grid_search(list(by_id))},
+        param_space={"run_id": tune.grid_search(list(pending))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=resources.max_parallel_runs,
             trial_name_creator=lambda trial: trial.config["run_id"],
@@ -87,8 +88,8 @@ def train_with_tune(
 class _Watcher(tune.Callback):
     """Passes on what trials report, in this process."""
 
-    def __init__(self, bounds: dict[str, BoundRun], on_message: OnMessage) -> None:
-        self.bounds = bounds
+    def __init__(self, names: dict[str, str], on_message: OnMessage) -> None:
+        self.names = names
         self.on_message = on_message
         self.failures: dict[str, str] = {}
 
@@ -100,7 +101,7 @@ class _Watcher(tune.Callback):
         run_id = trial.config["run_id"]
         if result.get("failure"):
             self.failures[run_id] = result["failure"]
-        self.on_message(self.bounds[run_id], result["message"])
+        self.on_message(f"{self.names[run_id]}  {result['message']}")
 
 
 def _train_run(config: dict[str, Any], bounds: dict[str, Any], storage: dict[str, Any]) -> None:
