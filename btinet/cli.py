@@ -114,7 +114,7 @@ def train(
     settings, root = _open(experiment, storage, endpoint, data_root, weights)
     bound = bind_one(settings, run, root, store)
     if stage not in bound.run.stages:  # dvc.yaml has both stages for every run
-        console.print(f"{run} trains no gates, hence has no stage {stage}: nothing to do")
+        console.print(f"{run} trains no gates on L_gate, hence has no stage {stage}: nothing to do")
         if receipt is not None:
             Storage(str(receipt)).write_json({"run_id": bound.run_id, "step": f"stage{stage}", "skipped": "no gates"})
         if history is not None:

@@ -150,7 +150,7 @@ def test_no_stage_2_without_gates(
     status, _, said = btinet(
         "train", key, "--stage", "2", "-e", str(made.file), "--receipt", str(receipt), "--history", str(history)
     )
-    assert (status, said) == (0, f"{key} trains no gates, hence has no stage 2: nothing to do")
+    assert (status, said) == (0, f"{key} trains no gates on L_gate, hence has no stage 2: nothing to do")
     assert json.loads(receipt.read_text())["skipped"] == "no gates"
     assert len(history.read_text().splitlines()) == 1
     assert not made.folder(2).exists()

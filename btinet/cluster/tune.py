@@ -23,6 +23,8 @@ from btinet.storage import Storage
 
 # would warn that the files that we have no use for are missing
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+# would print a traceback for every lost process, which _Watcher tells in a line
+logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
 
 OnMessage = Callable[[str], None]
 
@@ -102,6 +104,9 @@ class _Watcher(tune.Callback):
         if result.get("failure"):
             self.failures[run_id] = result["failure"]
         self.on_message(f"{self.names[run_id]}  {result['message']}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.on_message(f"{self.names[trial.config['run_id']]}  lost; another process goes on with it")
 
 
 def _train_run(config: dict[str, Any], bounds: dict[str, Any], storage: dict[str, Any]) -> None:

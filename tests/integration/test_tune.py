@@ -78,7 +78,8 @@ def test_interrupted_search_goes_on(write_experiment: Callable[..., Path], tmp_p
         else:
             search.kill()
             search.wait()
-        assert not psutil.wait_procs(family, timeout=60)[1]
+        # of a killed one Ray's two agents take a minute to notice; the trials end at once
+        assert not psutil.wait_procs(family, timeout=60 if number == signal.SIGINT else 150)[1]
     finally:
         search.kill()
         search.wait()
