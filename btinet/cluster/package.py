@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import btinet
 
-SENT = (".py", ".j2", ".yaml")
-"""Suffixes of the package's files that are sent: code, page templates, reference tables."""
+SENT = (".py", ".j2", ".css", ".js", ".yaml")
+"""Suffixes of the package's files that are sent: code, what the pages are made of, reference tables."""
 
 
 class Package(NamedTuple):
