@@ -14,7 +14,7 @@ import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
 
-from btinet import data_cli, experiment_cli, models_cli, tune_cli
+from btinet import data_cli, experiment_cli, models_cli, predict_cli, runs_cli, tune_cli
 from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
 from btinet.console import bar, console
@@ -37,10 +37,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="BTI-Net experiments, step by step: prepare -> train (stage 1, stage 2) -> evaluate -> analyse.\n\n"
     "A RUN is named DATASET/METHOD/VARIANT/SEED, e.g. phantom/btinet/full/42; `btinet plan EXPERIMENT` lists them. "
-    "A step that is done is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`.",
+    "A step that is done is not done again. The whole chain at once: `python -m flows.full_experiment EXPERIMENT`. "
+    "Then: `btinet runs list`, export a run as a package, predict with it.",
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(models_cli.app, name="models")
+app.add_typer(runs_cli.app, name="runs")
+app.command()(predict_cli.export)
+app.command()(predict_cli.predict)
 app.command()(tune_cli.tune)
 app.command()(experiment_cli.plan)
 app.command()(experiment_cli.status)

@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 
 import typer
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from btinet.binding import open_storage
@@ -21,7 +22,7 @@ from btinet.datasets.fetch import fetch as fetch_release
 from btinet.datasets.folder import TABLES, FolderReader
 from btinet.datasets.folder import init as init_folder
 from btinet.datasets.prepare import prepare
-from btinet.datasets.prepared import open_prepared
+from btinet.datasets.prepared import open_prepared, read_manifest, store_folder
 from btinet.datasets.registry import READERS, open_reader
 from btinet.datasets.splits import SPLITS, load_split, moved, torn
 from btinet.errors import InputError
@@ -31,7 +32,8 @@ from btinet.storage import Storage
 app = typer.Typer(
     no_args_is_help=True,
     help="Datasets before an experiment: get an official release (fetch) or start a folder of your own (init), find "
-    "what is wrong with it (audit), make one file of it for DVC (pack), and see how it is split (split).\n\n"
+    "what is wrong with it (audit), make one file of it for DVC (pack), see how it is split (split), and what "
+    "is prepared (list).\n\n"
     "For example: `btinet data fetch brisc2025`, then `btinet data audit brisc2025 --data-root data/raw`; or "
     "`btinet data init my-images`, then `btinet data audit my-images`.",
 )
@@ -201,3 +203,40 @@ def split(
         shift = f"{moved(prepared.samples, prepared.duplicates, seed):,}" if name == "clean" else "–"
         table.add_row(name, *counts, "–" if groups is None else f"{groups:,}", f"{clusters:,}", shift)
     console.print(table)
+
+
+@app.command("list")
+def list_(
+    storage: Annotated[
+        str, typer.Option("--storage", envvar="BTINET_STORAGE", help="Where results live: a folder or s3:// URL.")
+    ] = "results",
+    endpoint: Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// storage.")] = None,
+) -> None:
+    """List the datasets that can be read, and those that are prepared in a storage."""
+    console.print(f"readers: {', '.join(READERS)}; and a folder of your own (btinet data init)", markup=False)
+    root = Storage(storage, endpoint)
+    stores = [store for dataset in (root / "datasets").children() for store in dataset.children()]
+    manifests = {store.url: read_manifest(store) for store in stores if not store.name.endswith(".json")}
+    prepared = [manifest for manifest in manifests.values() if manifest is not None]
+    if not prepared:
+        console.print(f"{root}: nothing is prepared there; --storage names another place", markup=False)
+        return
+    table = Table(title=root.url, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("dataset", "hash"):
+        table.add_column(column, no_wrap=True)
+    for column in ("size", "samples", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("classes", "splits"):
+        table.add_column(column)
+    for manifest in prepared:
+        drawn = (store_folder(root, manifest.name, manifest.hash) / "splits").children()
+        table.add_row(
+            manifest.name,
+            manifest.hash,
+            str(manifest.image_size),
+            f"{manifest.count:,}",
+            f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f}",
+            ", ".join(f"{name} {count:,}" for name, count in manifest.class_counts.items()),
+            ", ".join(file.name.removesuffix(".parquet") for file in drawn),
+        )
+    Console().print(table)

@@ -21,24 +21,33 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"receipts", "partitions", "progress", "datasets", "losses", "metrics"},
     {"models"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "calibration"},
+    {"catalog"},
+    {"inference"},
     {"analysis"},
     {"report"},
     {"binding", "results", "status"},
     {"search"},
     {"cluster"},
-    {"data_cli", "experiment_cli", "models_cli", "tune_cli"},
+    {"data_cli", "experiment_cli", "models_cli", "predict_cli", "runs_cli", "tune_cli"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
-LIGHT = ["btinet.cluster.worker", "btinet.analysis", "btinet.report"]
+LIGHT = [
+    "btinet.cluster.worker",
+    "btinet.analysis",
+    "btinet.report",
+    "btinet.calibration.reliability",
+    "btinet.calibration.distribution",
+]
 LIBRARY = [
     "btinet.models.registry",
     "btinet.datasets",
     "btinet.datasets.prepare",
     "btinet.training.stage",
     "btinet.evaluation.evaluate",
+    "btinet.inference.predict",
     "btinet.binding",
     "btinet.results",
     "btinet.cli",

@@ -1,0 +1,1 @@
+"""A trained run to something people use: prediction on any image, calibration, the package, ONNX."""

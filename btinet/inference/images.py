@@ -1,0 +1,165 @@
+"""Any image file to the pixels that the model sees: as prepared datasets are decoded and resized, and DICOM."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from btinet.datasets.files import IMAGE_SUFFIXES, read_rgb, shown
+from btinet.datasets.prepare import resize_image
+from btinet.datasets.sample import Check, SampleError
+from btinet.errors import InputError
+from btinet.inference.predictor import Prepared
+from btinet.storage import Storage
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)
+GLOB = "*?["
+
+PREVIEW = 1024
+"""Longest side of the copy that overlays are drawn on, in pixels: what is kept of a large image is small."""
+
+
+class Source(NamedTuple):
+    """An image file and what its results are called."""
+
+    file: Storage
+    name: str
+    """Its path below the folder that was given, or its file's name; unique, without suffix."""
+
+
+class Opened(NamedTuple):
+    """A decoded image."""
+
+    source: Source
+    prepared: Prepared
+    preview: NDArray[np.uint8]
+    """RGB [h, w, 3], at most PREVIEW on its longest side."""
+
+
+class BadImage(NamedTuple):
+    """An image that cannot be used."""
+
+    source: Source
+    reason: str
+
+
+def find_images(given: Iterable[str], endpoint: str | None = None) -> list[Source]:
+    """The images that files, folders (at any depth), globs and s3:// URLs name, in that order.
+
+    A file that is named itself is taken whatever its suffix; in folders and globs those of SUFFIXES are.
+
+    Raises:
+        InputError: a folder or glob holds no image.
+    """
+    sources: list[Source] = []
+    taken: dict[str, int] = {}
+    for text in given:
+        place = Storage(text, endpoint)
+        if any(character in text for character in GLOB) and not place.exists():
+            files = [
+                Storage(f"{place.protocol}://{path}", place.endpoint) for path in sorted(place.fs.glob(place.path))
+            ]
+            named = [(file, file.name) for file in files if file.name.lower().endswith(SUFFIXES)]
+        elif place.exists() and place.fs.isdir(place.path):
+            files = [file for file in place.find("") if file.name.lower().endswith(SUFFIXES)]
+            named = [(file, file.path.removeprefix(place.path).lstrip("/")) for file in files]
+        else:
+            named = [(place, place.name)]
+        if not named:
+            raise InputError(f"{text}: no image there; looked for {', '.join(SUFFIXES)}")
+        for file, relative in named:
+            stem = relative.rpartition(".")[0] or relative
+            taken[stem] = number = taken.get(stem, 0) + 1
+            sources.append(Source(file, stem if number == 1 else f"{stem}-{number}"))
+    return sources
+
+
+def open_image(source: Source, size: int) -> Opened | BadImage:
+    """Decode an image and resize it to the model's [size, size], exactly as a dataset is prepared."""
+    try:
+        image = read_dicom(source.file) if _is_dicom(source.file) else read_rgb(source.file)
+    except InputError as error:
+        return BadImage(source, str(error).removeprefix(f"{shown(source.file)}: "))
+    height, width = image.shape[:2]
+    prepared = Prepared(resize_image(image, size), width, height)
+    preview = Image.fromarray(image)
+    preview.thumbnail((PREVIEW, PREVIEW))
+    return Opened(source, prepared, np.asarray(preview))
+
+
+def _is_dicom(file: Storage) -> bool:
+    if file.name.lower().endswith(DICOM_SUFFIXES):
+        return True
+    if file.name.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    try:
+        return file.read_bytes()[128:132] == b"DICM"
+    except OSError:
+        return False  # decoding it will say what is wrong
+
+
+def read_dicom(file: Storage) -> NDArray[np.uint8]:
+    """Decode a single-frame DICOM image as RGB [H, W, 3].
+
+    Stored values are rescaled, windowed (VOI LUT) and, for MONOCHROME1, inverted, as a viewer shows them. Without a
+    window 8-bit values are taken as they are, and deeper ones from their minimum to their maximum.
+
+    Raises:
+        SampleError: it is missing, not DICOM, of several frames, or its compression cannot be decoded.
+        InputError: pydicom is not installed.
+    """
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    except ImportError as error:
+        raise InputError("reading DICOM needs pydicom: pip install 'btinet[dicom]'") from error
+
+    def fault(check: Check, message: str) -> SampleError:
+        return SampleError(check, shown(file), message)
+
+    try:
+        content = pydicom.dcmread(io.BytesIO(file.read_bytes()))
+        if (frames := int(content.get("NumberOfFrames") or 1)) > 1:
+            raise fault(Check.UNREADABLE, f"has {frames} frames: save the one that is meant as a single-frame file")
+        pixels = content.pixel_array  # of YBR images pydicom makes RGB
+        if content.SamplesPerPixel == 3:
+            return np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else _stretched(pixels))
+        values = apply_voi_lut(apply_modality_lut(pixels, content), content)
+        shown_range = _shown_range(content)
+    except FileNotFoundError as error:
+        raise fault(Check.MISSING_FILE, "no such file: get it again") from error
+    except SampleError:
+        raise
+    # pydicom reports what is wrong with a file as any of many kinds of error, by element and by decoder
+    except Exception as error:
+        raise fault(Check.UNREADABLE, f"cannot be decoded as DICOM ({error}): get this file again") from error
+    grey = _stretched(values, *shown_range) if shown_range else _stretched(values)
+    if content.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _shown_range(content: Any) -> tuple[float, float] | None:
+    """The values that are black and white after modality and VOI LUT; None: their own extremes."""
+    if lut := content.get("VOILUTSequence"):
+        return 0, 2 ** lut[0].LUTDescriptor[2] - 1
+    if "WindowCenter" not in content and content.BitsStored > 8:
+        return None
+    if lut := content.get("ModalityLUTSequence"):
+        return 0, 2 ** lut[0].LUTDescriptor[2] - 1
+    low = -(2 ** (content.BitsStored - 1)) if content.PixelRepresentation else 0
+    slope, intercept = float(content.get("RescaleSlope", 1)), float(content.get("RescaleIntercept", 0))
+    return low * slope + intercept, (low + 2**content.BitsStored - 1) * slope + intercept
+
+
+def _stretched(values: NDArray[Any], low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
+    """Values from ``low`` to ``high`` (by default their own extremes) as 0..255."""
+    values = values.astype(np.float64)
+    low, high = (values.min() if low is None else low), (values.max() if high is None else high)
+    return np.rint(np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,132 @@
+"""``btinet export`` and ``btinet predict``: a trained run as a package, and what it says about images."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from btinet.calibration.reliability import certify
+from btinet.catalog import find_run
+from btinet.console import bar, console
+from btinet.errors import InputError
+from btinet.inference.images import BadImage, find_images
+from btinet.inference.package import CARD_FILE, open_package
+from btinet.inference.package import export as export_package
+from btinet.inference.predict import FAILED_FILE, TABLE, Options, predict_rows, write_tables
+from btinet.storage import Storage
+
+LISTED = 10
+"""How many bad images are named; all are in failed.csv."""
+REPORT_SECONDS = 30
+"""How often progress is printed where there is no terminal."""
+
+RunOption = Annotated[
+    str,
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="A run's key (phantom/btinet/full/42) or id in the storage, its folder or URL (.../runs/RUN_ID), or a "
+        "package's folder or URL.",
+    ),
+]
+StorageUrl = Annotated[
+    str, typer.Option("--storage", envvar="BTINET_STORAGE", help="Where runs are looked up: a folder or s3:// URL.")
+]
+Endpoint = Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// URLs.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
+
+
+def export(
+    run: RunOption,
+    to: Annotated[Path | None, typer.Option(help="Folder to make; by default packages/RUN_ID.")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, for other runtimes.")] = False,
+    storage: StorageUrl = "results",
+    endpoint: Endpoint = None,
+    device: Device = None,
+) -> None:
+    """Make one folder of a trained run that predicts offline: weights, settings, calibration, model card, checksums.
+
+    The first time the run is calibrated: it predicts its validation and test split and up to 1,000 training images.
+    docs/predict.md describes the folder. `btinet predict IMAGES --run FOLDER` uses it.
+    """
+    stored = find_run(run, Storage(storage, endpoint))
+    target = to or Path("packages") / stored.bound.run_id
+    with bar(f"calibrating {stored.bound.run.key}") as show:
+        export_package(stored, target, _device(device), onnx, show)
+    console.print(f"package {target}\nmodel card {target / CARD_FILE}", markup=False)
+    console.print(f"next: btinet predict IMAGES --run {target}", markup=False)
+
+
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES...", help="Files, folders, globs or s3:// URLs; PNG, JPEG, TIFF, DICOM."),
+    ],
+    run: RunOption,
+    out: Annotated[str, typer.Option(help="Folder or s3:// URL for masks, overlays and the table.")] = "predictions",
+    max_risk: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="At most this share of what is called reliable may be wrong.")
+    ] = 0.1,
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Of the guarantee: how sure it is that the risk is kept.")
+    ] = 0.9,
+    false_alarms: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of ordinary images that may be called unlike the training's.")
+    ] = 0.05,
+    mc: Annotated[int, typer.Option(min=0, help="Monte Carlo dropout passes, as more columns; 30 in the paper.")] = 0,
+    overlays: Annotated[bool, typer.Option(help="Draw each mask's outline on its image.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
+    storage: StorageUrl = "results",
+    endpoint: Endpoint = None,
+    device: Device = None,
+) -> None:
+    """Predict lesion mask and class of images, and whether to rely on them: yes, check or no, and why.
+
+    Writes masks/ (PNG at each image's own size), overlays/, predictions.parquet and predictions.csv (a row an image).
+
+    An image that cannot be read is reported (also in failed.csv) and skipped; the exit status is then 3.
+    """
+    target = Storage(out, endpoint)
+    sources = find_images(images, endpoint)
+    target.check_writable()
+    chosen = _device(device)
+    with bar("calibrating") as show:
+        package = open_package(run, Storage(storage, endpoint), chosen, show)
+    rule = certify(package.calibrated.calibration, max_risk, confidence, false_alarms)
+    console.print(f"{package.info.run_id}: {rule}", markup=False)
+    options = Options(rule, batch_size, mc, overlays)
+    counts = {"yes": 0, "check": 0, "no": 0}
+    bad = 0
+    started = reported = time.monotonic()
+    with bar("predicting") as show:
+        rows = predict_rows(package, sources, target, chosen, options)
+        for done, row in enumerate(write_tables(rows, target), start=1):
+            if isinstance(row, BadImage):
+                bad += 1
+                if bad <= LISTED:
+                    console.print(f"skipped: {row.source.file}: {row.reason}", markup=False, style="yellow")
+            else:
+                counts[row["reliable"]] += 1
+            show(done, len(sources))
+            if not console.is_terminal and time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                console.print(f"{done:,} of {len(sources):,}, {done / (reported - started):.1f} images/s")
+    seconds = time.monotonic() - started
+    reliable = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    speed = f"{seconds:.1f} s ({len(sources) / seconds:.1f} images/s)"
+    console.print(f"{sum(counts.values()):,} images in {speed}: reliable {reliable}")
+    console.print(f"table {target / f'{TABLE}.parquet'}", markup=False)
+    if bad:
+        console.print(f"{bad:,} could not be read and were skipped: {target / FAILED_FILE}", markup=False)
+        raise typer.Exit(3)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: {error}") from error

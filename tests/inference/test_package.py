@@ -1,0 +1,142 @@
+"""What is exported, and what is refused when it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from btinet.catalog import find_run
+from btinet.errors import InputError
+from btinet.inference.package import export, load_package, open_package
+from btinet.inference.single_pass import SinglePass
+from btinet.storage import Storage
+from tests.training.micro import KEY, Bench
+
+CPU = torch.device("cpu")
+
+
+def loaded(folder: Path) -> object:
+    return load_package(Storage(str(folder)))
+
+
+@pytest.fixture
+def copy(package: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package, tmp_path / "copy"))
+
+
+def sign(folder: Path) -> None:
+    """Write the checksums anew, as somebody would who changed a file on purpose."""
+    names = sorted(file.name for file in folder.iterdir() if file.name != "SHA256SUMS")
+    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def test_what_is_in_it(package: Path, micro: Bench) -> None:
+    names = {"model.safetensors", "package.json", "calibration.json", "MODEL_CARD.md", "SHA256SUMS"}
+    assert {file.name for file in package.iterdir()} == names
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=package, check=True, capture_output=True)
+    info = load_package(Storage(str(package))).info
+    assert info.run_id == micro.bound.run_id
+    assert (info.classes, info.image_size, info.stage) == (("benign", "malignant", "normal"), 32, 2)
+    card = (package / "MODEL_CARD.md").read_text()
+    for said in ("Not a medical device", "95% intervals", "Known failures", "Meant for", "stated risk", info.prepared):
+        assert said in card
+
+
+def test_measured_as_the_evaluation_measures(package: Path, micro: Bench) -> None:
+    """Test IoU and accuracy are those of the evaluation, which goes another way."""
+    test = load_package(Storage(str(package))).calibrated.test
+    metrics = find_run(KEY, micro.root).evaluation.metrics  # type: ignore[union-attr]
+    assert test.iou is not None and test.accuracy is not None
+    assert test.iou.value == pytest.approx(metrics["test_iou"], rel=1e-5)
+    assert test.accuracy.value == pytest.approx(metrics["test_accuracy"])
+    assert test.iou.low <= test.iou.value <= test.iou.high
+
+
+def test_same_again(package: Path, micro: Bench, tmp_path: Path) -> None:
+    """Exported again it is the same, to the byte, and nothing is calibrated again."""
+    export(find_run(KEY, micro.root), tmp_path / "again", CPU)
+    for name in ("model.safetensors", "package.json", "calibration.json", "MODEL_CARD.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (package / name).read_bytes()
+
+
+def test_a_run_by_reference(micro: Bench, package: Path) -> None:
+    """By key, by id, by folder: its package is made in the cache."""
+    folder = f"{micro.root.url}/runs/{micro.bound.run_id}"
+    found = [open_package(name, micro.root, CPU) for name in (KEY, micro.bound.run_id, folder, str(package))]
+    assert all(each.info == found[0].info for each in found)
+    assert len({each.folder for each in found}) == 2
+    with pytest.raises(InputError, match="neither a run's folder nor a run in"):
+        open_package("busi/btinet/full/1", micro.root, CPU)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "calibration.json", "package.json"])
+def test_changed_file(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: missing, or not what SHA256SUMS says: export the run again"):
+        loaded(copy)
+
+
+def test_missing_file(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model.safetensors: missing"):
+        loaded(copy)
+
+
+def test_newer_format(copy: Path) -> None:
+    info = json.loads((copy / "package.json").read_text())
+    (copy / "package.json").write_text(json.dumps(info | {"format": 2, "something": "new"}))
+    sign(copy)
+    with pytest.raises(InputError, match="a package of format 2, this version reads up to 1: upgrade btinet"):
+        loaded(copy)
+
+
+def test_path_in_checksums(copy: Path) -> None:
+    with (copy / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{'0' * 64}  ../outside\n")
+    with pytest.raises(InputError, match="does not list"):
+        loaded(copy)
+
+
+def test_target_that_holds_something_else(micro: Bench, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="is not empty and holds no package"):
+        export(find_run(KEY, micro.root), tmp_path, CPU)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture(scope="module")
+def with_onnx(micro: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "p"
+    export(find_run(KEY, micro.root), folder, CPU, onnx=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 8])
+def test_onnx_parity(with_onnx: Path, micro: Bench, batch: int) -> None:
+    """onnxruntime gives what torch gives, for every output; and the file is among those that are checked."""
+    package = with_onnx
+    assert "  model.onnx\n" in (package / "SHA256SUMS").read_text()
+    prepared = micro.prepared()
+    images = prepared.images(np.arange(batch))
+    network = SinglePass(load_package(Storage(str(package))).model)
+    with torch.no_grad():
+        expected = network(images)
+    session = onnxruntime.InferenceSession(str(package / "model.onnx"), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert names == list(expected)
+    assert {"mask_probability", "class_probability", "w_seg", "w_clf", "align"} <= set(names)
+    for name, found in zip(names, session.run(names, {"images": images.numpy()}), strict=True):
+        assert found.shape == tuple(expected[name].shape)
+        np.testing.assert_allclose(found, expected[name].numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
