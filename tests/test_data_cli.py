@@ -22,7 +22,7 @@ from btinet.config import SplitPolicy
 from btinet.datasets.registry import READERS
 from tests.training.micro import MICRO, one_thread  # noqa: F401
 
-COMMANDS = ("fetch", "init", "audit", "pack", "split")
+COMMANDS = ("fetch", "init", "audit", "pack", "split", "list")
 LABELS = ("cyst", "tumour", "healthy")
 PER_CLASS = 14
 SIDE = 40
@@ -114,7 +114,7 @@ def test_help_teaches() -> None:
     assert "get an official release (fetch) or start a folder of your own (init)" in text
     group = next(group for group in cli.app.registered_groups if group.name == "data").typer_instance
     assert group is not None
-    callbacks = {command.callback.__name__: command.callback for command in group.registered_commands}
+    callbacks = {(command.name or command.callback.__name__): command.callback for command in group.registered_commands}
     assert tuple(callbacks) == COMMANDS
     for name, callback in callbacks.items():
         own = CliRunner().invoke(cli.app, ["data", name, "--help"], env={"COLUMNS": "200"})

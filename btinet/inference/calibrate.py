@@ -119,7 +119,7 @@ def calibrate(stored: StoredRun, device: torch.device, on_batch: OnBatch = lambd
     calibrated = _calibrate(bound, root, prepared, device, on_batch)
     file.write_json(calibrated.model_dump(mode="json"))
     test = calibrated.test
-    metrics = {
+    metrics: dict[str, float | int | str | None] = {
         "test_iou": test.iou.value if test.iou else None,
         "test_accuracy": test.accuracy.value if test.accuracy else None,
         "certifying_samples": len(calibrated.calibration.test.mask_score),
@@ -175,8 +175,8 @@ def _judge_batch(predictor: Predictor, prepared: PreparedDataset, rows: np.ndarr
     for prediction, sample, truth in zip(predictor.predict(images), samples, masks > 0, strict=True):
         mask = prediction.probability >= 0.5
         union = np.count_nonzero(mask | truth)
-        probabilities = [prediction.numbers.get(f"p_{name}") for name in predictor.classes]
-        is_classified = None not in probabilities
+        names = [f"p_{name}" for name in predictor.classes]
+        probabilities = [prediction.numbers[name] for name in names if name in prediction.numbers]
         judged.append(
             Judged(
                 row=prediction.numbers | prediction.statistics,
@@ -185,7 +185,7 @@ def _judge_batch(predictor: Predictor, prepared: PreparedDataset, rows: np.ndarr
                 iou=np.count_nonzero(mask & truth) / union if union else 1.0,
                 has_lesion=bool(truth.any()),
                 lesion_share=float(truth.mean()),
-                class_failed=int(np.argmax(probabilities)) != sample["label"] if is_classified else None,
+                class_failed=int(np.argmax(probabilities)) != sample["label"] if probabilities else None,
             )
         )
     return judged

@@ -80,7 +80,11 @@ class Package(NamedTuple):
 
 
 def export(
-    stored: StoredRun, target: Path, device: torch.device, onnx: bool = False, on_batch: OnBatch = lambda done, total: 0
+    stored: StoredRun,
+    target: Path,
+    device: torch.device,
+    onnx: bool = False,
+    on_batch: OnBatch = lambda done, total: None,
 ) -> PackageInfo:
     """Write a trained run's package into ``target``, a new or empty folder or one with an earlier package.
 
@@ -132,7 +136,7 @@ def export(
 
 
 def open_package(
-    reference: str, root: Storage, device: torch.device, on_batch: OnBatch = lambda done, total: 0
+    reference: str, root: Storage, device: torch.device, on_batch: OnBatch = lambda done, total: None
 ) -> Package:
     """The package in a folder or at a URL; or a run, whose package is made in the cache the first time.
 
@@ -164,7 +168,7 @@ def load_package(place: Storage) -> Package:
         InputError: a file is missing or changed, or the package is of a newer format.
     """
     sums = (place / SUMS_FILE).read_bytes().decode()
-    listed = dict(reversed(line.split("  ", 1)) for line in sums.splitlines() if "  " in line)
+    listed = {name: sha256 for line in sums.splitlines() if "  " in line for sha256, name in [line.split("  ", 1)]}
     required = {MODEL_FILE, INFO_FILE, CALIBRATION_FILE}
     if any("/" in name or name.startswith(".") for name in listed) or not required <= listed.keys():
         raise InputError(f"{place / SUMS_FILE}: does not list {', '.join(sorted(required))}: export the run again")

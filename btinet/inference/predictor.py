@@ -71,9 +71,9 @@ class Predictor:
     def _mc_rows(self, features: list[Tensor], truth: Tensor) -> list[dict[str, float]]:
         """``mc_seg_*`` and, where the method classifies, ``mc_clf_*`` and ``mc_p_<class>``."""
         mc = mc_dropout(self.network.model, features, truth, self.mc_passes, MC_SCOPE)
-        columns = {"mc_seg_var": mc.seg_var, "mc_seg_entropy": mc.seg_entropy, "mc_seg_mi": mc.seg_mi}
+        names = ("seg_var", "seg_entropy", "seg_mi", "clf_entropy", "clf_mi", "clf_var")
+        columns = {f"mc_{name}": values for name in names if (values := getattr(mc, name)) is not None}
         if mc.probs is not None:
-            columns |= {"mc_clf_entropy": mc.clf_entropy, "mc_clf_mi": mc.clf_mi, "mc_clf_var": mc.clf_var}
             columns |= {f"mc_p_{name}": mc.probs[:, index] for index, name in enumerate(self.classes)}
         lists = [values.tolist() for values in columns.values()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
