@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +14,12 @@ import typer
 from btinet.calibration.reliability import certify
 from btinet.catalog import find_run
 from btinet.console import bar, console
+from btinet.datasets.files import shown
 from btinet.errors import InputError
-from btinet.inference.images import BadImage, find_images
-from btinet.inference.package import CARD_FILE, open_package
+from btinet.inference.images import BadImage, Source, find_images
+from btinet.inference.package import CARD_FILE, Package, open_package
 from btinet.inference.package import export as export_package
-from btinet.inference.predict import FAILED_FILE, TABLE, Options, predict_rows, write_tables
+from btinet.inference.predict import FAILED_FILE, TABLE, Options, Row, predict_rows, write_tables
 from btinet.storage import Storage
 
 LISTED = 10
@@ -80,6 +83,9 @@ def predict(
     mc: Annotated[int, typer.Option(min=0, help="Monte Carlo dropout passes, as more columns; 30 in the paper.")] = 0,
     overlays: Annotated[bool, typer.Option(help="Draw each mask's outline on its image.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Predict in this process even if RAY_ADDRESS names a cluster.")
+    ] = False,
     storage: StorageUrl = "results",
     endpoint: Endpoint = None,
     device: Device = None,
@@ -87,6 +93,8 @@ def predict(
     """Predict lesion mask and class of images, and whether to rely on them: yes, check or no, and why.
 
     Writes masks/ (PNG at each image's own size), overlays/, predictions.parquet and predictions.csv (a row an image).
+    Where RAY_ADDRESS names a cluster the images are shared out over it; its nodes must reach IMAGES and --out under the
+    same names, so these are on a shared disk or s3:// URLs.
 
     An image that cannot be read is reported (also in failed.csv) and skipped; the exit status is then 3.
     """
@@ -102,13 +110,15 @@ def predict(
     counts = {"yes": 0, "check": 0, "no": 0}
     bad = 0
     started = reported = time.monotonic()
+    is_shared_out = bool(os.environ.get("RAY_ADDRESS")) and not in_process
+    predicting = _on_cluster if is_shared_out else predict_rows
     with bar("predicting") as show:
-        rows = predict_rows(package, sources, target, chosen, options)
+        rows = predicting(package, sources, target, chosen, options)
         for done, row in enumerate(write_tables(rows, target), start=1):
             if isinstance(row, BadImage):
                 bad += 1
                 if bad <= LISTED:
-                    console.print(f"skipped: {row.source.file}: {row.reason}", markup=False, style="yellow")
+                    console.print(f"skipped: {shown(row.source.file)}: {row.reason}", markup=False, style="yellow")
             else:
                 counts[row["reliable"]] += 1
             show(done, len(sources))
@@ -123,6 +133,16 @@ def predict(
     if bad:
         console.print(f"{bad:,} could not be read and were skipped: {target / FAILED_FILE}", markup=False)
         raise typer.Exit(3)
+
+
+def _on_cluster(
+    package: Package, sources: list[Source], target: Storage, device: torch.device, options: Options
+) -> Iterator[Row | BadImage]:
+    from btinet.cluster.predict import predict_on_cluster
+    from btinet.cluster.session import ray_session
+
+    with ray_session():
+        yield from predict_on_cluster(package, sources, target, options)
 
 
 def _device(name: str | None) -> torch.device:

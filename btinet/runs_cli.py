@@ -42,7 +42,8 @@ def list_(storage: StorageUrl = "results", endpoint: Endpoint = None, as_json: A
         console.print(f"{root}: no run there; --storage names another place", markup=False)
         return
     table = Table(title=root.url, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("run", "status", "finished (UTC)"):
+    table.add_column("run", overflow="fold")  # in a narrow terminal the id goes on below, and nothing is cut
+    for column in ("status", "finished (UTC)"):
         table.add_column(column, no_wrap=True)
     for column in ("IoU", "acc"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -58,7 +58,7 @@ def ray_session() -> Iterator[Session]:
                 raise
             raise InputError(
                 f"RAY_ADDRESS={address}: cannot connect ({error}); check that the cluster is up (`ray status`), or "
-                "unset RAY_ADDRESS to train on an embedded one"
+                "unset RAY_ADDRESS to use this machine"
             ) from error
         try:
             total = ray.cluster_resources()

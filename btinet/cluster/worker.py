@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from btinet.inference.images import BadImage, Source
+    from btinet.inference.package import Package
+    from btinet.inference.predict import Options, Row
     from btinet.storage import Storage
 
 
@@ -42,6 +46,41 @@ def evaluate_worker(bound: dict[str, Any], storage: dict[str, Any]) -> None:
     run, root = BoundRun.model_validate(bound), Storage(**storage)
     with leaving_failure(root, run.run_id, "evaluation"):
         evaluate(run, root, device)
+
+
+def predict_worker(
+    package: list[Any], sources: list[Source], target: Storage, options: Options, first_batch: int, probe: Storage
+) -> list[Row | BadImage]:
+    """Predict a shard of images.
+
+    Args:
+        package: Ray's reference to the package, in a list so that Ray does not fetch it for every shard.
+        probe: a file that is there if this node shares the folder that results go to.
+    """
+    import socket
+
+    import ray
+    import torch
+
+    from btinet.errors import InputError
+    from btinet.inference.predict import predict_rows
+
+    if not probe.exists():
+        raise InputError(
+            f"--out {target}: on {socket.gethostname()} that is another folder than here: name a disk that all nodes "
+            "share or an s3:// URL, or predict with --in-process"
+        )
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    return list(predict_rows(_fetched(package[0]), sources, target, device, options, first_batch))
+
+
+@lru_cache(maxsize=1)
+def _fetched(package: Any) -> Package:
+    """Once in a process, which predicts many shards."""
+    import ray
+
+    found: Package = ray.get(package)
+    return found
 
 
 @contextmanager

@@ -60,7 +60,12 @@ class Judged(NamedTuple):
 
 
 def predict_rows(
-    package: Package, sources: Iterable[Source], target: Storage, device: torch.device, options: Options
+    package: Package,
+    sources: Iterable[Source],
+    target: Storage,
+    device: torch.device,
+    options: Options,
+    first_batch: int = 0,
 ) -> Iterator[Row | BadImage]:
     """Predict images in order: writes each one's mask and overlay below ``target`` and yields its row of the table.
 
@@ -68,6 +73,9 @@ def predict_rows(
     method classifies; ``lesion_area`` (pixels) and ``lesion_share`` at the image's own size; ``mask``, ``overlay``
     (paths below ``target``); every number of :func:`btinet.inference.single_pass.numbers`; ``distance`` from the
     training images; and the image's statistics.
+
+    Args:
+        first_batch: number of the first batch, where ``sources`` go on with a longer list: seeds Monte Carlo dropout.
     """
     size = package.info.image_size
     predictor = Predictor(package.model, package.info.classes, device, options.mc_passes)
@@ -75,7 +83,7 @@ def predict_rows(
     def predicted() -> Iterator[Judged | BadImage]:
         outcomes = map_in_order(lambda source: open_image(source, size), sources)
         batches = iter(lambda: list(islice(outcomes, options.batch_size)), [])
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(batches, first_batch):
             opened = [outcome for outcome in batch if isinstance(outcome, Opened)]
             predictions = predictor.predict([image.prepared for image in opened], number) if opened else []
             following = iter(predictions)
