@@ -145,10 +145,6 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
-    def __reduce__(self) -> tuple[type[Storage], tuple[str | None, ...]]:
-        """Pickled as its reference: another process connects anew, with its own credentials."""
-        return Storage, (self.url, *self.server)
-
     def arrow_filesystem(self) -> pa.fs.FileSystem:
         """For libraries that take a pyarrow filesystem; pair it with ``path``."""
         return pa.fs.LocalFileSystem() if self.is_local else pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self.fs))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from btinet.catalog import find_run
 from btinet.errors import InputError
+from btinet.inference.images import Opened, find_images, open_image
 from btinet.inference.package import export, load_package, open_package
 from btinet.inference.single_pass import SinglePass
 from btinet.storage import Storage
@@ -126,10 +128,28 @@ def with_onnx(micro: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("batch", [1, 8])
 def test_onnx_parity(with_onnx: Path, micro: Bench, batch: int) -> None:
     """onnxruntime gives what torch gives, for every output; and the file is among those that are checked."""
-    package = with_onnx
-    assert "  model.onnx\n" in (package / "SHA256SUMS").read_text()
-    prepared = micro.prepared()
-    images = prepared.images(np.arange(batch))
+    assert "  model.onnx\n" in (with_onnx / "SHA256SUMS").read_text()
+    check_parity(with_onnx, micro.prepared().images(np.arange(batch)))
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("batch", [1, 8])
+def test_onnx_parity_on_real_images(with_onnx: Path, shared: Path, tmp_path: Path, batch: int) -> None:
+    archive = shared / "data" / "busi.tar"
+    if not archive.is_file():
+        pytest.skip(f"no {archive}")
+    with tarfile.open(archive) as tar:
+        images = [member for member in tar if member.name.endswith(").png")][::90][:8]  # of all three classes
+        tar.extractall(tmp_path, images, filter="data")
+    opened = [open_image(source, 32) for source in find_images([str(tmp_path)])]
+    pixels = np.stack([image.prepared.pixels for image in opened if isinstance(image, Opened)])
+    assert len(pixels) == 8
+    for start in range(0, 8, batch):
+        check_parity(with_onnx, torch.from_numpy(pixels[start : start + batch]))
+
+
+def check_parity(package: Path, images: torch.Tensor) -> None:
     network = SinglePass(load_package(Storage(str(package))).model)
     with torch.no_grad():
         expected = network(images)
