@@ -32,7 +32,8 @@ from btinet.search import (
     unfinished,
 )
 from btinet.storage import Storage
-from flows.full_experiment import _prefect_api, prepare_task
+from flows.full_experiment import prepare_task
+from flows.process import prefect_api
 
 
 @task(name="trials", task_run_name="trials of {search.name}", cache_policy=NO_CACHE)
@@ -101,7 +102,7 @@ def main(
     """
     try:
         open_search(search, storage, endpoint, data_root, weights)  # tell at once, not when Prefect is up
-        with _prefect_api():
+        with prefect_api():
             tune(str(search), storage, endpoint, data_root, weights)
     except InputError as error:
         Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
