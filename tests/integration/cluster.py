@@ -42,10 +42,13 @@ class Nodes:
 
     def add(self) -> subprocess.Popen[bytes]:
         """One more node with one CPU."""
-        count = len(self.nodes())
+        before = self._ids()
         node = self._start(f"node{time.monotonic_ns()}", f"--address=127.0.0.1:{self.port}")
-        wait_for(lambda: len(self.nodes()) > count, "another node is up", 240, poll=1)
+        wait_for(lambda: self._ids() - before, "another node is up", 240, poll=1)
         return node
+
+    def _ids(self) -> set[str]:
+        return {node["raylet"]["nodeId"] for node in self.nodes()}
 
     def _start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         """``ray start``, with this interpreter as the node's ``python`` and a token for whoever asks."""
@@ -168,10 +171,13 @@ def wait_for(check: Callable[[], object], what: str, seconds: float, poll: float
     pytest.fail(f"not within {seconds} s: {what}")
 
 
+_flows: list[subprocess.Popen[bytes]] = []
+
+
 def start_flow(experiment: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     """``python -m flows.full_experiment`` in a process group of its own, printing into ``log``."""
     with log.open("ab") as stream:
-        return subprocess.Popen(
+        flow = subprocess.Popen(
             [sys.executable, "-m", "flows.full_experiment", str(experiment)],
             cwd=REPOSITORY,
             env=os.environ | environment,
@@ -179,3 +185,14 @@ def start_flow(experiment: Path, log: Path, **environment: str) -> subprocess.Po
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _flows.append(flow)
+    return flow
+
+
+def kill_flows() -> None:
+    """Of those that were started, any that a failed test has left."""
+    while _flows:
+        flow = _flows.pop()
+        if flow.poll() is None:
+            os.killpg(flow.pid, signal.SIGKILL)
+            flow.wait()

@@ -19,9 +19,19 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.cluster import BIN, Nodes, free_port, kill_node, ray_cluster, start_flow, started, wait_for
+from tests.integration.cluster import (
+    BIN,
+    Nodes,
+    free_port,
+    kill_flows,
+    kill_node,
+    ray_cluster,
+    start_flow,
+    started,
+    wait_for,
+)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 EPOCHS = 16
 FIELDS: dict[str, Any] = {
@@ -35,6 +45,12 @@ TIMEOUT = 900
 def nodes() -> Iterator[Nodes]:
     with ray_cluster() as nodes:
         yield nodes
+
+
+@pytest.fixture(autouse=True)
+def no_flow_is_left() -> Iterator[None]:
+    yield
+    kill_flows()
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +111,7 @@ def new_jobs(nodes: Nodes, before: dict[str, str]) -> dict[str, str]:
 
 
 def finish(flow: subprocess.Popen[bytes], log: Path) -> str:
-    try:
-        assert flow.wait(TIMEOUT) == 0, log.read_text()[-5000:]
-    finally:
-        if flow.poll() is None:
-            os.killpg(flow.pid, signal.SIGKILL)
+    assert flow.wait(TIMEOUT) == 0, log.read_text()[-5000:]
     return log.read_text()
 
 
