@@ -239,8 +239,7 @@ def _facts(runs: pa.Table) -> list[tuple[str, Any]]:
 def _verdicts(claims: pa.Table) -> list[tuple[str, str, int]]:
     """(verdict, colour, how many claims), those that could be told first."""
     counts = Counter(claims["verdict"].to_pylist())
-    order: Sequence[str] = ("holds", "does not hold", "cannot be told")
-    return [(verdict, tables.VERDICTS.get(verdict, ""), counts[verdict]) for verdict in order if counts[verdict]]
+    return [(verdict, tone, counts[verdict]) for verdict, tone in tables.VERDICTS.items() if counts[verdict]]
 
 
 def _more(analysis: Tables, sections: Sequence[Section]) -> list[MoreTable]:

@@ -57,7 +57,7 @@ QUANTITY_LABELS = {
     "conf": "confidence",
     "iou": "IoU",
 }
-VERDICTS = {"holds": "good", "does not hold": "bad"}
+VERDICTS = {"holds": "good", "does not hold": "bad", "cannot be told": ""}
 METRIC_LABELS = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -245,19 +245,19 @@ def table3(table: pa.Table, printed: Printed) -> HtmlTable:
 
 
 def claims(table: pa.Table) -> HtmlTable:
-    """The paper's statements, each with what these runs say about it."""
+    """The paper's statements, each with what these runs say about it; those that could be told first."""
     rows = [
         (
             [Cell(row["claim"])],
             [
-                Cell(row["verdict"], words=True, strong=True, tone=VERDICTS.get(row["verdict"], "")),
+                Cell(row["verdict"], words=True, strong=True, tone=VERDICTS[row["verdict"]]),
                 Cell(row["dataset"] or "", words=True),
                 Cell(row["numbers"] or "", words=True),
                 Cell(row["reason"] or "", words=True),
                 Cell(row["source"] or "", words=True),
             ],
         )
-        for row in table.to_pylist()
+        for row in sorted(table.to_pylist(), key=lambda row: list(VERDICTS).index(row["verdict"]))
     ]
     return HtmlTable(
         "What the paper says, and whether it holds in these runs.",
