@@ -6,6 +6,7 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -108,15 +109,15 @@ def load_files(sample: Sample, mask_may_be_scaled: bool = False) -> Pixels:
 
 def read_rgb(file: Storage) -> NDArray[np.uint8]:
     """Decode an image file of any 8-bit mode as RGB [H, W, 3]; transparency is dropped."""
-    return np.asarray(_decode(file).convert("RGB"))
+    return np.asarray(_decode(file, "RGB"))
 
 
 def read_mask(file: Storage) -> NDArray[np.uint8]:
     """Decode a mask file as [H, W] of 0 and 1: grey values above MASK_THRESHOLD, or 1 where all are 0 or 1."""
-    levels = np.asarray(_decode(file).convert("L"))
+    levels = np.asarray(_decode(file, "L"))
     if levels.max() <= 1:
         return levels
-    blurred = np.mean((levels >= BLUR) & (levels <= 255 - BLUR))
+    blurred = np.count_nonzero((levels >= BLUR) & (levels <= 255 - BLUR)) / levels.size
     if blurred > BLURRED_SHARE:
         message = (
             f"mask is not binary: {blurred:.0%} of its pixels are neither black nor white: save the lesion as 255 "
@@ -126,7 +127,7 @@ def read_mask(file: Storage) -> NDArray[np.uint8]:
     return (levels > MASK_THRESHOLD).astype(np.uint8)
 
 
-def _decode(file: Storage) -> Image.Image:
+def _decode(file: Storage, mode: Literal["RGB", "L"]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             image.load()
@@ -140,7 +141,7 @@ def _decode(file: Storage) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # converting to 8 bit would clip it silently
         message = f"{image.mode} pixels are not supported: save it with 8 bits a channel"
         raise SampleError(Check.UNREADABLE, shown(file), message)
-    return image
+    return image if image.mode == mode else image.convert(mode)  # which copies even where there is nothing to do
 
 
 def _same_aspect(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
