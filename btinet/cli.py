@@ -14,7 +14,7 @@ import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
 
-from btinet import data_cli, experiment_cli, models_cli, predict_cli, runs_cli, tune_cli
+from btinet import data_cli, experiment_cli, models_cli, predict_cli, runs_cli, serve_cli, tune_cli
 from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
 from btinet.console import bar, console
@@ -45,6 +45,7 @@ app.add_typer(models_cli.app, name="models")
 app.add_typer(runs_cli.app, name="runs")
 app.command()(predict_cli.export)
 app.command()(predict_cli.predict)
+app.command()(serve_cli.serve)
 app.command()(tune_cli.tune)
 app.command()(experiment_cli.plan)
 app.command()(experiment_cli.status)

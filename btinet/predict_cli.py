@@ -15,11 +15,12 @@ from btinet.calibration.reliability import certify
 from btinet.catalog import find_run
 from btinet.console import bar, console
 from btinet.datasets.files import shown
-from btinet.errors import InputError
 from btinet.inference.images import BadImage, Source, find_images
 from btinet.inference.package import CARD_FILE, Package, open_package
 from btinet.inference.package import export as export_package
 from btinet.inference.predict import FAILED_FILE, TABLE, Options, Row, predict_rows, write_tables
+from btinet.inference.predictor import device_named
+from btinet.options import Confidence, Device, Endpoint, FalseAlarms, MaxRisk, RunReference, RunStorage
 from btinet.storage import Storage
 
 LISTED = 10
@@ -27,27 +28,12 @@ LISTED = 10
 REPORT_SECONDS = 30
 """How often progress is printed where there is no terminal."""
 
-RunOption = Annotated[
-    str,
-    typer.Option(
-        "--run",
-        metavar="RUN",
-        help="A run's key (phantom/btinet/full/42) or id in the storage, its folder or URL (.../runs/RUN_ID), or a "
-        "package's folder or URL.",
-    ),
-]
-StorageUrl = Annotated[
-    str, typer.Option("--storage", envvar="BTINET_STORAGE", help="Where runs are looked up: a folder or s3:// URL.")
-]
-Endpoint = Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// URLs.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
-
 
 def export(
-    run: RunOption,
+    run: RunReference,
     to: Annotated[Path | None, typer.Option(help="Folder to make; by default packages/RUN_ID.")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, for other runtimes.")] = False,
-    storage: StorageUrl = "results",
+    storage: RunStorage = "results",
     endpoint: Endpoint = None,
     device: Device = None,
 ) -> None:
@@ -59,7 +45,7 @@ def export(
     stored = find_run(run, Storage(storage, endpoint))
     target = to or Path("packages") / stored.bound.run_id
     with bar(f"calibrating {stored.bound.run.key}") as show:
-        export_package(stored, target, _device(device), onnx, show)
+        export_package(stored, target, device_named(device), onnx, show)
     console.print(f"package {target}\nmodel card {target / CARD_FILE}", markup=False)
     console.print(f"next: btinet predict IMAGES --run {target}", markup=False)
 
@@ -69,24 +55,18 @@ def predict(
         list[str],
         typer.Argument(metavar="IMAGES...", help="Files, folders, globs or s3:// URLs; PNG, JPEG, TIFF, DICOM."),
     ],
-    run: RunOption,
+    run: RunReference,
     out: Annotated[str, typer.Option(help="Folder or s3:// URL for masks, overlays and the table.")] = "predictions",
-    max_risk: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="At most this share of what is called reliable may be wrong.")
-    ] = 0.1,
-    confidence: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="Of the guarantee: how sure it is that the risk is kept.")
-    ] = 0.9,
-    false_alarms: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of ordinary images that may be called unlike the training's.")
-    ] = 0.05,
+    max_risk: MaxRisk = 0.1,
+    confidence: Confidence = 0.9,
+    false_alarms: FalseAlarms = 0.05,
     mc: Annotated[int, typer.Option(min=0, help="Monte Carlo dropout passes, as more columns; 30 in the paper.")] = 0,
     overlays: Annotated[bool, typer.Option(help="Draw each mask's outline on its image.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 16,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Predict in this process even if RAY_ADDRESS names a cluster.")
     ] = False,
-    storage: StorageUrl = "results",
+    storage: RunStorage = "results",
     endpoint: Endpoint = None,
     device: Device = None,
 ) -> None:
@@ -101,7 +81,7 @@ def predict(
     target = Storage(out, endpoint)
     sources = find_images(images, endpoint)
     target.check_writable()
-    chosen = _device(device)
+    chosen = device_named(device)
     with bar("calibrating") as show:
         package = open_package(run, Storage(storage, endpoint), chosen, show)
     rule = certify(package.calibrated.calibration, max_risk, confidence, false_alarms)
@@ -143,10 +123,3 @@ def _on_cluster(
 
     with ray_session():
         yield from predict_on_cluster(package, sources, target, options)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: {error}") from error

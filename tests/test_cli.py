@@ -64,7 +64,7 @@ def test_help() -> None:
         assert ("--results" if command == "report" else "--experiment") in own.stdout
         assert command in text.stdout
     registered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    assert registered == {*COMMANDS, "export", "plan", "predict", "status", "tune"}
+    assert registered == {*COMMANDS, "export", "plan", "predict", "serve", "status", "tune"}
 
 
 def test_fault_of_the_installed_program(tmp_path: Path) -> None:

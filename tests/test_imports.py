@@ -27,9 +27,9 @@ ROOMS = [  # from the bottom up; one line may not import another on the same lev
     {"analysis"},
     {"report"},
     {"binding", "results", "status"},
-    {"search"},
+    {"search", "serving"},
     {"cluster"},
-    {"data_cli", "experiment_cli", "models_cli", "predict_cli", "runs_cli", "tune_cli"},
+    {"data_cli", "experiment_cli", "models_cli", "predict_cli", "runs_cli", "serve_cli", "tune_cli"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

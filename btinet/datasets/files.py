@@ -109,12 +109,25 @@ def load_files(sample: Sample, mask_may_be_scaled: bool = False) -> Pixels:
 
 def read_rgb(file: Storage) -> NDArray[np.uint8]:
     """Decode an image file of any 8-bit mode as RGB [H, W, 3]; transparency is dropped."""
-    return np.asarray(_decode(file, "RGB"))
+    return decode_rgb(read_content(file), shown(file))
+
+
+def decode_rgb(content: bytes, place: str) -> NDArray[np.uint8]:
+    """As :func:`read_rgb`, of a file's content; ``place`` is what messages call it."""
+    return np.asarray(_decode(content, place, "RGB"))
+
+
+def read_content(file: Storage) -> bytes:
+    """A file's bytes; a missing one is a SampleError."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise SampleError(Check.MISSING_FILE, shown(file), "no such file: get it again") from error
 
 
 def read_mask(file: Storage) -> NDArray[np.uint8]:
     """Decode a mask file as [H, W] of 0 and 1: grey values above MASK_THRESHOLD, or 1 where all are 0 or 1."""
-    levels = np.asarray(_decode(file, "L"))
+    levels = np.asarray(_decode(read_content(file), shown(file), "L"))
     if levels.max() <= 1:
         return levels
     blurred = np.count_nonzero((levels >= BLUR) & (levels <= 255 - BLUR)) / levels.size
@@ -127,20 +140,18 @@ def read_mask(file: Storage) -> NDArray[np.uint8]:
     return (levels > MASK_THRESHOLD).astype(np.uint8)
 
 
-def _decode(file: Storage, mode: Literal["RGB", "L"]) -> Image.Image:
+def _decode(content: bytes, place: str, mode: Literal["RGB", "L"]) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
+        with Image.open(io.BytesIO(content)) as image:
             image.load()
-    except FileNotFoundError as error:
-        raise SampleError(Check.MISSING_FILE, shown(file), "no such file: get it again") from error
     except UnidentifiedImageError as error:
-        raise SampleError(Check.UNREADABLE, shown(file), "is not an image: get this file again") from error
+        raise SampleError(Check.UNREADABLE, place, "is not an image: get this file again") from error
     # Pillow reports broken files as any of these, by format and by where the fault lies
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SampleError(Check.UNREADABLE, shown(file), f"cannot be decoded ({error}): get this file again") from error
+        raise SampleError(Check.UNREADABLE, place, f"cannot be decoded ({error}): get this file again") from error
     if image.mode.startswith(("I", "F")):  # converting to 8 bit would clip it silently
         message = f"{image.mode} pixels are not supported: save it with 8 bits a channel"
-        raise SampleError(Check.UNREADABLE, shown(file), message)
+        raise SampleError(Check.UNREADABLE, place, message)
     return image if image.mode == mode else image.convert(mode)  # which copies even where there is nothing to do
 
 

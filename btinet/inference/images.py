@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from btinet.datasets.files import IMAGE_SUFFIXES, read_rgb, shown
+from btinet.datasets.files import IMAGE_SUFFIXES, decode_rgb, read_content, shown
 from btinet.datasets.prepare import resize_image
 from btinet.datasets.sample import Check, SampleError
 from btinet.errors import InputError
@@ -82,36 +82,47 @@ def find_images(given: Iterable[str], endpoint: str | None = None) -> list[Sourc
 
 def open_image(source: Source, size: int) -> Opened | BadImage:
     """Decode an image and resize it to the model's [size, size], exactly as a dataset is prepared."""
+    place = shown(source.file)
     try:
-        image = read_dicom(source.file) if _is_dicom(source.file) else read_rgb(source.file)
+        content = read_content(source.file)
+        decode = decode_dicom if _is_dicom(source.file.name, content) else decode_rgb
+        return Opened(source, *prepare_image(decode(content, place), size))
     except InputError as error:
-        return BadImage(source, str(error).removeprefix(f"{shown(source.file)}: "))
+        return BadImage(source, str(error).removeprefix(f"{place}: "))
+
+
+def prepare_image(image: NDArray[np.uint8], size: int) -> tuple[Prepared, NDArray[np.uint8]]:
+    """A decoded image RGB [H, W, 3] as the model sees it, and its preview (see :class:`Opened`)."""
     height, width = image.shape[:2]
-    prepared = Prepared(resize_image(image, size), width, height)
     preview = Image.fromarray(image)
     preview.thumbnail((PREVIEW, PREVIEW))
-    return Opened(source, prepared, np.asarray(preview))
+    return Prepared(resize_image(image, size), width, height), np.asarray(preview)
 
 
-def _is_dicom(file: Storage) -> bool:
-    if file.name.lower().endswith(DICOM_SUFFIXES):
-        return True
-    if file.name.lower().endswith(IMAGE_SUFFIXES):
-        return False
-    try:
-        return file.read_bytes()[128:132] == b"DICM"
-    except OSError:
-        return False  # decoding it will say what is wrong
+def _is_dicom(name: str, content: bytes) -> bool:
+    if name.lower().endswith(SUFFIXES):
+        return name.lower().endswith(DICOM_SUFFIXES)
+    return has_dicom_prefix(content)
+
+
+def has_dicom_prefix(content: bytes) -> bool:
+    """Whether a file's content begins as DICOM files do."""
+    return content[128:132] == b"DICM"
 
 
 def read_dicom(file: Storage) -> NDArray[np.uint8]:
-    """Decode a single-frame DICOM image as RGB [H, W, 3].
+    """As :func:`decode_dicom`, of a file."""
+    return decode_dicom(read_content(file), shown(file))
+
+
+def decode_dicom(content: bytes, place: str) -> NDArray[np.uint8]:
+    """Decode a file's content, a single-frame DICOM image, as RGB [H, W, 3]; messages call it ``place``.
 
     Stored values are rescaled, windowed (VOI LUT) and, for MONOCHROME1, inverted, as a viewer shows them. Without a
     window 8-bit values are taken as they are, and deeper ones from their minimum to their maximum.
 
     Raises:
-        SampleError: it is missing, not DICOM, of several frames, or its compression cannot be decoded.
+        SampleError: it is not DICOM, of several frames, or its compression cannot be decoded.
         InputError: pydicom is not installed.
     """
     try:
@@ -121,26 +132,24 @@ def read_dicom(file: Storage) -> NDArray[np.uint8]:
         raise InputError("reading DICOM needs pydicom: pip install 'btinet[dicom]'") from error
 
     def fault(check: Check, message: str) -> SampleError:
-        return SampleError(check, shown(file), message)
+        return SampleError(check, place, message)
 
     try:
-        content = pydicom.dcmread(io.BytesIO(file.read_bytes()))
-        if (frames := int(content.get("NumberOfFrames") or 1)) > 1:
+        elements = pydicom.dcmread(io.BytesIO(content))
+        if (frames := int(elements.get("NumberOfFrames") or 1)) > 1:
             raise fault(Check.UNREADABLE, f"has {frames} frames: save the one that is meant as a single-frame file")
-        pixels = content.pixel_array  # of YBR images pydicom makes RGB
-        if content.SamplesPerPixel == 3:
+        pixels = elements.pixel_array  # of YBR images pydicom makes RGB
+        if elements.SamplesPerPixel == 3:
             return np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else _stretched(pixels))
-        values = apply_voi_lut(apply_modality_lut(pixels, content), content)
-        shown_range = _shown_range(content)
-    except FileNotFoundError as error:
-        raise fault(Check.MISSING_FILE, "no such file: get it again") from error
+        values = apply_voi_lut(apply_modality_lut(pixels, elements), elements)
+        shown_range = _shown_range(elements)
     except SampleError:
         raise
     # pydicom reports what is wrong with a file as any of many kinds of error, by element and by decoder
     except Exception as error:
         raise fault(Check.UNREADABLE, f"cannot be decoded as DICOM ({error}): get this file again") from error
     grey = _stretched(values, *shown_range) if shown_range else _stretched(values)
-    if content.PhotometricInterpretation == "MONOCHROME1":
+    if elements.PhotometricInterpretation == "MONOCHROME1":
         grey = 255 - grey
     return np.repeat(grey[:, :, None], 3, axis=2)
 

@@ -187,30 +187,30 @@ def _write_failed(failed: list[BadImage], target: Storage) -> None:
 
 def _write(judged: Judged, package: Package, target: Storage, with_overlay: bool) -> Row:
     opened, prediction, reliable, reason = judged
-    numbers = prediction.numbers
-    width, height = opened.prepared.width, opened.prepared.height
-    mask = own_size(prediction.probability, width, height)
-    area = int(np.count_nonzero(mask))
+    mask = own_size(prediction.probability, opened.prepared.width, opened.prepared.height)
     paths = {"mask": f"masks/{opened.source.name}.png"}
-    (target / paths["mask"]).write_bytes(_encoded(Image.fromarray(mask), "PNG"))
-    row: Row = {
-        "image": shown(opened.source.file),
-        "width": width,
-        "height": height,
-        "reliable": reliable,
-        "reason": reason,
-    }
+    (target / paths["mask"]).write_bytes(encoded(Image.fromarray(mask), "PNG"))
+    row = {"image": shown(opened.source.file)} | summary(package, mask, prediction, reliable, reason)
     caption = f"reliable: {reliable}"
-    if "confidence" in numbers:
-        row["class"] = max(package.info.classes, key=lambda name: numbers[f"p_{name}"])
-        caption = f"{row['class']} {numbers['confidence']:.2f}, {caption}"
+    if "class" in row:
+        caption = f"{row['class']} {prediction.numbers['confidence']:.2f}, {caption}"
     if with_overlay:
         paths["overlay"] = f"overlays/{opened.source.name}.jpg"
         picture = draw_overlay(opened.preview, prediction.probability, reliable, caption)
-        (target / paths["overlay"]).write_bytes(_encoded(picture, "JPEG"))
-    distance = package.calibrated.distribution.distance(numbers | prediction.statistics)
-    measured = {"lesion_area": area, "lesion_share": area / (width * height)}
-    return row | measured | paths | numbers | {"distance": distance} | prediction.statistics
+        (target / paths["overlay"]).write_bytes(encoded(picture, "JPEG"))
+    distance = package.calibrated.distribution.distance(prediction.numbers | prediction.statistics)
+    return row | paths | prediction.numbers | {"distance": distance} | prediction.statistics
+
+
+def summary(package: Package, mask: NDArray[np.bool_], prediction: Prediction, reliable: Reliable, reason: str) -> Row:
+    """What a prediction says: size, verdict, ``class`` where the method classifies, and the lesion of a mask [H, W]."""
+    height, width = mask.shape
+    row: Row = {"width": width, "height": height, "reliable": reliable, "reason": reason}
+    numbers = prediction.numbers
+    if "confidence" in numbers:
+        row["class"] = max(package.info.classes, key=lambda name: numbers[f"p_{name}"])
+    area = int(np.count_nonzero(mask))
+    return row | {"lesion_area": area, "lesion_share": area / mask.size}
 
 
 def _schema(row: Row) -> pa.Schema:
@@ -218,7 +218,8 @@ def _schema(row: Row) -> pa.Schema:
     return pa.schema([(name, types[type(value)]) for name, value in row.items()])
 
 
-def _encoded(image: Image.Image, kind: str) -> bytes:
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """An image as the bytes of a file of this kind."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
-def render_template(name: str, **values: Any) -> str:
-    """The page that the template ``name`` makes of these values; text in them is escaped."""
+def render_template(name: str, room: str = "btinet.report", /, **values: Any) -> str:
+    """The page that the template ``name`` of a room makes of these values; text in them is escaped.
+
+    Templates of other rooms may include this one's.
+    """
     environment = Environment(
-        loader=PackageLoader("btinet.report", "."),
+        loader=ChoiceLoader([PackageLoader(place, ".") for place in dict.fromkeys((room, "btinet.report"))]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

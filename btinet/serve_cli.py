@@ -1,0 +1,149 @@
+"""``btinet serve``: a trained run as a web page and a JSON endpoint."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from btinet.calibration.reliability import Rule, certify
+from btinet.console import bar, console
+from btinet.errors import InputError
+from btinet.inference.package import Package, open_package
+from btinet.inference.predictor import device_named
+from btinet.options import Confidence, Device, Endpoint, FalseAlarms, MaxRisk, RunReference, RunStorage
+from btinet.storage import Storage
+
+if TYPE_CHECKING:
+    from btinet.serving.limits import Limits
+
+GRACE_SECONDS = 5
+"""How long requests that are being answered may take when the server is told to stop."""
+CONNECTIONS = 256
+"""At a time; one more is answered 503."""
+LIMITS = "Limits"
+
+
+def serve(
+    run: RunReference,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; another than loopback lets others in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_risk: MaxRisk = 0.1,
+    confidence: Confidence = 0.9,
+    false_alarms: FalseAlarms = 0.05,
+    max_megabytes: Annotated[
+        float, typer.Option(min=0.001, help="Largest upload, in MB.", rich_help_panel=LIMITS)
+    ] = 20,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, help="Largest image, in millions of pixels.", rich_help_panel=LIMITS)
+    ] = 25,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.001, help="Seconds a request may take, with upload and wait.", rich_help_panel=LIMITS),
+    ] = 30,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; more are answered 429.", rich_help_panel=LIMITS)
+    ] = 8,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One more name that requests may address this server by (their Host header); repeat it for several, "
+            "* allows any.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    storage: RunStorage = "results",
+    endpoint: Endpoint = None,
+    device: Device = None,
+) -> None:
+    """A web page to try a trained run on images, and a JSON endpoint; for this machine alone unless told otherwise.
+
+    The page shows mask, class, gate signals and whether to rely on them: what `btinet predict` says. The endpoint is
+    POST /v1/predict, described at /openapi.json; docs/serve.md has examples. Ctrl-C stops it.
+    """
+    try:
+        from btinet.serving.app import LOOPBACK
+        from btinet.serving.limits import MEGA, Limits
+    except ModuleNotFoundError as error:
+        raise InputError(f"btinet serve needs {error.name}: pip install 'btinet[serve]'") from error
+    limits = Limits(int(max_megabytes * MEGA), int(max_megapixels * MEGA), timeout, queue)
+    chosen = device_named(device)
+    with bar("calibrating") as show:
+        package = open_package(run, Storage(storage, endpoint), chosen, show)
+    rule = certify(package.calibrated.calibration, max_risk, confidence, false_alarms)
+    console.print(f"{package.info.run_id}: {rule}", markup=False)
+    hosts = (*LOOPBACK, host, *(allow_host or ()))
+    if not _is_loopback(host):
+        console.print(
+            f"warning: listening on {host}: whoever reaches it may use it; there is no password and no encryption. "
+            f"Requests must address it as {' or '.join(dict.fromkeys(hosts))} (--allow-host)",
+            markup=False,
+            style="yellow",
+        )
+    _serve_here(package, rule, chosen, limits, hosts, host, port)
+    console.print("stopped")
+
+
+def _serve_here(
+    package: Package, rule: Rule, device: torch.device, limits: Limits, hosts: tuple[str, ...], host: str, port: int
+) -> None:
+    import uvicorn
+
+    from btinet.serving.app import make_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            _say_where(host, listening.getsockname()[1])
+
+    app = make_app(package, rule, device, limits, hosts)
+    with _listen(host, port) as listening:
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            limit_concurrency=CONNECTIONS,
+        )
+        with suppress(KeyboardInterrupt):  # it has ended in good order before it passes the signal on
+            Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        InputError: the address is not this machine's, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port}: {error.strerror}: name another port (0 takes a free one) or an address of "
+            "this machine"
+        ) from error
+    return listening
+
+
+def _say_where(host: str, port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    console.print(f"http://{shown}:{port}   (Ctrl-C stops it)", markup=False)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
