@@ -19,7 +19,7 @@ from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepa
 from btinet.config import BoundRun, Experiment, load_experiment
 from btinet.console import bar, console
 from btinet.datasets.prepare import export_store
-from btinet.errors import InputError
+from btinet.errors import InputError, JobError
 from btinet.evaluation.evaluate import evaluate as evaluate_run
 from btinet.evaluation.evaluate import finished_evaluation
 from btinet.options import DataRoot, Endpoint, StorageUrl, Weights
@@ -233,7 +233,7 @@ def report(
 
 
 def main() -> None:
-    """Run the command line; bad input ends with status 2 and one message, Ctrl-C with 130."""
+    """Run the command line; bad input ends with status 2 and one message, a failed job with 1, Ctrl-C with 130."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         app()
@@ -243,6 +243,9 @@ def main() -> None:
     except PermissionError as error:
         console.print(f"btinet: {refused(error)}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
+    except JobError as error:
+        console.print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)
 
 
 def _open(

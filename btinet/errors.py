@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""Exceptions whose message is all that a user needs: the input is wrong, or a cluster could not do its work."""
 
 
 class InputError(Exception):
@@ -7,3 +7,7 @@ class InputError(Exception):
     The message names the file and field at fault and says what to do about it; the command line prints it
     without a traceback and exits with status 2.
     """
+
+
+class JobError(Exception):
+    """A cluster job ended without its result; the command line prints the message and exits with status 1."""

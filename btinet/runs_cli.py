@@ -65,6 +65,8 @@ def show(run: RunName, storage: StorageUrl = "results", endpoint: Endpoint = Non
         typer.echo(json.dumps(summary, indent=2))
         return
     table = Table(title=found.bound.run_id, box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # hashes and URLs go on below; nothing is cut
     table.add_row("status", found.status)
     bound = found.bound
     for name, value in {

@@ -24,11 +24,11 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from btinet.cluster.driver import job_file
-from btinet.cluster.jobs import JobError, run_on_cluster
+from btinet.cluster.jobs import run_on_cluster
 from btinet.cluster.package import Package, package_to_send
 from btinet.cluster.session import ray_session
 from btinet.config import BoundRun, ResourceSettings, json_hash
-from btinet.errors import InputError
+from btinet.errors import InputError, JobError
 from btinet.progress import read_failure, write_failure
 from btinet.status import failure_file, is_finished, latest_message
 from btinet.storage import Storage

@@ -14,9 +14,9 @@ import sys
 import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
 import ray
 
-from btinet.cluster.jobs import JobError, run_on_cluster
+from btinet.cluster.jobs import run_on_cluster
 from btinet.config import BoundRun, ResourceSettings
-from btinet.errors import InputError
+from btinet.errors import InputError, JobError
 from btinet.storage import Storage, refused
 from btinet.training.stage import run_folder
 

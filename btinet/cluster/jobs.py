@@ -14,7 +14,7 @@ import ray.train.torch
 
 from btinet.cluster.worker import evaluate_worker, train_worker
 from btinet.config import BoundRun, ResourceSettings
-from btinet.errors import InputError
+from btinet.errors import InputError, JobError
 from btinet.evaluation.evaluate import OnBatch, finished_evaluation
 from btinet.progress import read_failure, watching
 from btinet.receipts import Receipt
@@ -22,10 +22,6 @@ from btinet.status import EVALUATION, failure_file, progress_file
 from btinet.storage import Storage
 from btinet.training.loop import Progress
 from btinet.training.stage import finished_stage
-
-
-class JobError(Exception):
-    """A cluster job ended without its result."""
 
 
 class NotConnectedError(JobError):
