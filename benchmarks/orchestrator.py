@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 import psutil
 
-from flows.full_experiment import _prefect_api, do_runs  # isort: skip  (sets what Prefect reads when it is imported)
+from flows.full_experiment import do_runs  # isort: skip  (the package sets what Prefect reads when it is imported)
+from flows.process import prefect_api  # isort: skip
 import ray
 from prefect import flow
 
@@ -110,7 +111,7 @@ def measure(count: int) -> dict[str, float]:
             found["cpu_seconds_of_flow"] = time.process_time() - cpu
             found["requests"] = requests.count - before
 
-    with tempfile.TemporaryDirectory() as folder, _prefect_api():
+    with tempfile.TemporaryDirectory() as folder, prefect_api():
         dry_run(folder)
     return found | {"flow_MiB": memory.own / 2**20, "all_MiB": memory.all / 2**20}
 
