@@ -85,7 +85,8 @@ def test_links_of_the_readme_exist(site: Path) -> None:
 
 def test_the_site_asks_nothing_of_the_network(address: str, page: Page) -> None:
     """``page`` fails for a request beyond this machine and for an error in the console."""
-    page.goto(f"{address}/index.html")
-    page.goto(f"{address}/configuration.html")
+    page.goto(f"{address}/index.html", wait_until="networkidle")  # leaving earlier would abort a request
+    page.goto(f"{address}/configuration.html", wait_until="networkidle")
     page.get_by_role("textbox", name="Search").fill("plateau")
     page.get_by_role("link", name="Experiment files").first.wait_for()
+    page.wait_for_load_state("networkidle")
