@@ -147,6 +147,7 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Bench,
     return {name: (one, Storage(str(folder / name))) for name, one in ones.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", BALANCES)
 def test_same_numbers_with_several_heads(balanced: dict[str, tuple[Bench, Storage]], balance: str) -> None:
     one, two = balanced[balance]
