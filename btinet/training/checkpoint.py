@@ -1,6 +1,7 @@
 """Resumable training state in storage: a torch file an epoch, each with a marker that holds its hash.
 
-``epoch-0003.pt`` is written first and ``epoch-0003.json`` after it: a file without its marker is unfinished and is
+To pack a state makes bytes of it, so that training may go on and change it while they are written. ``epoch-0003.pt`` is
+written first and ``epoch-0003.json`` after it: a file without its marker is unfinished and is
 never read. The last two are kept, so that a damaged one costs an epoch. Files are loaded with ``weights_only``.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
@@ -23,17 +24,35 @@ log = logging.getLogger(__name__)
 KEEP = 2
 
 
+def pack(state: dict[str, Any]) -> bytes:
+    """A training state as a torch file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+class PackedBest(NamedTuple):
+    """The weights of an epoch as a safetensors file."""
+
+    entry: dict[str, str]
+    """What :meth:`Checkpoints.load_best` needs to find them: file and sha256."""
+    data: bytes
+
+
+def pack_best(epoch: int, weights: dict[str, Tensor]) -> PackedBest:
+    data = save({name: tensor.contiguous() for name, tensor in weights.items()})
+    entry = {"file": f"best-{epoch:04d}.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
+    return PackedBest(entry, data)
+
+
 class Checkpoints:
     """The checkpoints of one stage of one run, in ``folder``."""
 
     def __init__(self, folder: Storage) -> None:
         self.folder = folder
 
-    def save(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write the state at the end of ``epoch`` and drop all but the last KEEP."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
+    def write(self, epoch: int, data: bytes) -> None:
+        """Write the packed state at the end of ``epoch`` and drop all but the last KEEP."""
         name = f"epoch-{epoch:04d}"
         (self.folder / f"{name}.pt").write_bytes(data)
         (self.folder / f"{name}.json").write_json({"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
@@ -52,17 +71,19 @@ class Checkpoints:
             log.warning("%s is damaged (its hash differs from its marker's): going back one checkpoint", file)
         return None
 
-    def save_best(self, epoch: int, weights: dict[str, Tensor]) -> dict[str, Any]:
-        """Write the weights of the best epoch so far; returns what :meth:`load_best` needs to find them."""
-        data = save({name: tensor.contiguous() for name, tensor in weights.items()})
-        name = f"best-{epoch:04d}.safetensors"
-        (self.folder / name).write_bytes(data)
-        return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+    def write_best(self, best: PackedBest) -> None:
+        """Write the weights of the best epoch so far."""
+        (self.folder / best.entry["file"]).write_bytes(best.data)
 
-    def load_best(self, best: dict[str, Any]) -> dict[str, Tensor]:
-        file = self.folder / best["file"]
+    def load_best(self, entry: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights that ``PackedBest.entry`` was made of.
+
+        Raises:
+            InputError: the file holds something else.
+        """
+        file = self.folder / entry["file"]
         data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != best["sha256"]:
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise InputError(f"{file}: its content does not match the checkpoint; remove {self.folder} and train again")
         return load(data)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from btinet.config import TrainSettings
 from btinet.datasets.augment import augment
 from btinet.ranks import Ranks, synchronise_batchnorm, synchronise_dropout
 from btinet.training.balancing import Balance
-from btinet.training.checkpoint import Checkpoints
+from btinet.training.checkpoint import Checkpoints, PackedBest, pack, pack_best
 from btinet.training.data import SplitData
 from btinet.training.tasks import Task
 
@@ -91,7 +93,8 @@ def fit(
         seed: the run's seed.
         checkpoints: where the state of each epoch goes.
         on_step: called on the first rank after every step.
-        on_epoch: called on the first rank after every epoch with the history so far.
+        on_epoch: called on the first rank after every epoch with the history so far, once its checkpoint is written;
+            in a thread of its own, while the next epoch trains.
 
     Raises:
         NonFiniteLossError: naming the samples of the batch.
@@ -126,71 +129,86 @@ def fit(
     def patience_is_over() -> bool:
         return best is not None and len(history) - best["epoch"] >= stage.patience
 
-    while len(history) < stage.epochs and not patience_is_over():
-        epoch = len(history) + 1
-        started = time.perf_counter()
-        _seed_everything(seed, task.stage, epoch)
-        task_weights = {f"{name}_weight": weight for name, weight in balance.weights.items()}
-        means = _train_epoch(
-            task,
-            step_module,
-            train,
-            optimizer,
-            settings,
-            balance,
-            seed,
-            epoch,
-            stage.epochs,
-            on_step,
-            history,
-        )
-        summary = _validate(task, val, settings.val_batch_size, ranks)
-        row: Row = {
-            "stage": task.stage,
-            "epoch": epoch,
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            **task_weights,
-            **means,
-            **summary,
-            "seconds": time.perf_counter() - started,
-        }
-        history.append(row)
-        monitored = float(row[task.monitor])
-        schedule.step(monitored)
-        balance.end_epoch(
-            *({name: float(row[f"{split}_{name}"]) for name in task.objectives} for split in ("train", "val"))
-        )
-        is_better = best is None or (monitored > best["value"] if task.mode == "max" else monitored < best["value"])
-        if ranks.is_first:
-            previous = best
-            if is_better:
-                best = {
-                    "epoch": epoch,
-                    "value": monitored,
-                    **checkpoints.save_best(epoch, task.trained.state_dict()),
-                }
-            assert best is not None
-            checkpoints.save(
+    written: Future[None] = Future()
+    written.set_result(None)
+    with ThreadPoolExecutor(1, "checkpoint") as writer:  # whose end waits for what it writes
+        while len(history) < stage.epochs and not patience_is_over():
+            epoch = len(history) + 1
+            started = time.perf_counter()
+            _seed_everything(seed, task.stage, epoch)
+            task_weights = {f"{name}_weight": weight for name, weight in balance.weights.items()}
+            means = _train_epoch(
+                task,
+                step_module,
+                train,
+                optimizer,
+                settings,
+                balance,
+                seed,
                 epoch,
-                {
+                stage.epochs,
+                on_step,
+                history,
+            )
+            summary = _validate(task, val, settings.val_batch_size, ranks)
+            row: Row = {
+                "stage": task.stage,
+                "epoch": epoch,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                **task_weights,
+                **means,
+                **summary,
+                "seconds": time.perf_counter() - started,
+            }
+            history.append(row)
+            monitored = float(row[task.monitor])
+            schedule.step(monitored)
+            balance.end_epoch(
+                *({name: float(row[f"{split}_{name}"]) for name in task.objectives} for split in ("train", "val"))
+            )
+            is_better = best is None or (monitored > best["value"] if task.mode == "max" else monitored < best["value"])
+            previous = best
+            packed = pack_best(epoch, task.trained.state_dict()) if ranks.is_first and is_better else None
+            if is_better:
+                best = {"epoch": epoch, "value": monitored, **(packed.entry if packed else {})}
+            if ranks.is_first:
+                assert best is not None
+                state = {
                     "trained": task.trained.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
                     "balance": balance.state(),
                     "history": history,
                     "best": best,
-                },
-            )
-            checkpoints.drop_best(keep={best["file"], *([previous["file"]] if previous else [])})
-            on_epoch(history)
-        elif is_better:
-            best = {"epoch": epoch, "value": monitored}
-        ranks.barrier()
+                }
+                kept = {best["file"], *([previous["file"]] if previous else [])}
+                written.result()  # one checkpoint is on its way at a time; what stopped the last one is raised here
+                written = writer.submit(
+                    _write_epoch, checkpoints, epoch, packed, pack(state), kept, partial(on_epoch, history.copy())
+                )
+            ranks.barrier()
+        written.result()
 
     assert best is not None
     weights = checkpoints.load_best(best) if ranks.is_first else {}
     stopped = "early" if patience_is_over() and len(history) < stage.epochs else "budget"
     return Trained(best["epoch"], weights, stopped, history)
+
+
+def _write_epoch(
+    checkpoints: Checkpoints,
+    epoch: int,
+    best: PackedBest | None,
+    state: bytes,
+    kept: set[str],
+    then: Callable[[], None],
+) -> None:
+    """What an epoch leaves in storage, in an order in which every moment between two files can be resumed from."""
+    if best is not None:
+        checkpoints.write_best(best)
+    checkpoints.write(epoch, state)
+    checkpoints.drop_best(kept)
+    then()
 
 
 def _train_epoch(

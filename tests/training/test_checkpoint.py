@@ -11,7 +11,7 @@ import torch
 
 from btinet.errors import InputError
 from btinet.storage import Storage
-from btinet.training.checkpoint import Checkpoints
+from btinet.training.checkpoint import Checkpoints, pack, pack_best
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def kept(tmp_path: Path) -> Checkpoints:
     """Epochs 1 to 3 were saved."""
     checkpoints = Checkpoints(Storage(str(tmp_path)))
     for epoch in (1, 2, 3):
-        checkpoints.save(epoch, state(epoch))
+        checkpoints.write(epoch, pack(state(epoch)))
     return checkpoints
 
 
@@ -45,7 +45,7 @@ def test_the_last_two_are_kept(kept: Checkpoints, tmp_path: Path) -> None:
 def test_order_is_by_number_beyond_9(tmp_path: Path) -> None:
     checkpoints = Checkpoints(Storage(str(tmp_path)))
     for epoch in range(8, 12):
-        checkpoints.save(epoch, state(epoch))
+        checkpoints.write(epoch, pack(state(epoch)))
     assert epoch_of(checkpoints.latest(CPU)) == 11
     assert sorted(file.name for file in tmp_path.glob("*.pt")) == ["epoch-0010.pt", "epoch-0011.pt"]
 
@@ -88,7 +88,7 @@ def test_without_its_marker_a_file_is_not_read(
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     checkpoints = Checkpoints(Storage(str(tmp_path)))
-    checkpoints.save(1, {"trained": Harmful(ran)})
+    checkpoints.write(1, pack({"trained": Harmful(ran)}))
     with pytest.raises(Exception, match="Weights only load failed"):
         checkpoints.latest(CPU)
     assert not ran.exists()
@@ -109,25 +109,27 @@ class TestBest:
 
     def test_comes_back(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(Storage(str(tmp_path)))
-        best = checkpoints.save_best(7, self.WEIGHTS)
-        assert best["file"] == "best-0007.safetensors"
-        found = checkpoints.load_best(best)
+        best = pack_best(7, self.WEIGHTS)
+        assert best.entry["file"] == "best-0007.safetensors"
+        checkpoints.write_best(best)
+        found = checkpoints.load_best(best.entry)
         assert found.keys() == self.WEIGHTS.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in self.WEIGHTS.items())
 
     def test_damage_is_found(self, tmp_path: Path) -> None:
         checkpoints = Checkpoints(Storage(str(tmp_path)))
-        best = checkpoints.save_best(7, self.WEIGHTS)
-        file = tmp_path / best["file"]
+        best = pack_best(7, self.WEIGHTS)
+        checkpoints.write_best(best)
+        file = tmp_path / best.entry["file"]
         file.write_bytes(file.read_bytes()[:-1] + b"\x07")
         with pytest.raises(
             InputError, match=f"{file}: its content does not match the checkpoint; remove .*train again"
         ):
-            checkpoints.load_best(best)
+            checkpoints.load_best(best.entry)
 
     def test_dropping_leaves_what_is_kept_and_the_checkpoints(self, kept: Checkpoints, tmp_path: Path) -> None:
         for epoch in (1, 2, 3):
-            kept.save_best(epoch, self.WEIGHTS)
+            kept.write_best(pack_best(epoch, self.WEIGHTS))
         kept.drop_best(keep={"best-0001.safetensors", "best-0003.safetensors"})
         assert [file.name for file in sorted(tmp_path.glob("best-*"))] == [
             "best-0001.safetensors",
