@@ -17,7 +17,7 @@ from btinet.analysis.schemas import CONTRACTS
 from btinet.cli import app
 from flows.full_experiment import main as full_experiment
 
-COLUMNS = Path(__file__).parents[1] / "columns.yaml"
+DESCRIBED: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "columns.yaml").read_text())
 SUFFIXES = {
     "_low": "lower end of the 95 % interval",
     "_high": "upper end",
@@ -51,9 +51,8 @@ def _with_lower_headings(markdown: str) -> str:
 
 def tables_page() -> str:
     """Every table: column, type, whether it may be null, meaning."""
-    described = yaml.safe_load(COLUMNS.read_text())
     parts = ["# Parquet tables\n\nWhere each lies: [Architecture](../architecture.md#what-lies-where-in-storage).\n"]
-    for table in described["tables"]:
+    for table in DESCRIBED["tables"]:
         parts += [f"\n## {table['name']}\n\n{table['about']}\n\n", _columns(rows(table))]
     parts.append(
         "\n## The analysis tables\n\nIn `analysis/EXPERIMENT/`, and in the report under Downloads. Every column may be "
@@ -86,7 +85,7 @@ def meaning(column: str) -> str:
     Raises:
         KeyError: columns.yaml does not say.
     """
-    known: dict[str, str] = yaml.safe_load(COLUMNS.read_text())["analysis"]
+    known: dict[str, str] = DESCRIBED["analysis"]
     if column in known:
         return known[column]
     for suffix, text in SUFFIXES.items():

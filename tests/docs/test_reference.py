@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 from pydantic import BaseModel
 
 from btinet.analysis.schemas import CONTRACTS
 from btinet.config import Experiment, Settings
-from docs.hooks.reference import COLUMNS, cli_page, meaning, schema
+from docs.hooks.reference import DESCRIBED, cli_page, meaning, schema
 
 REPOSITORY = Path(__file__).parents[2]
-TABLES = yaml.safe_load(COLUMNS.read_text())["tables"]
+TABLES = DESCRIBED["tables"]
 
 
 @pytest.mark.parametrize("table", [table for table in TABLES if "schema" in table], ids=lambda table: table["name"])
@@ -28,8 +27,7 @@ def test_every_column_of_the_analysis_has_its_meaning() -> None:
     used = {field.name for contract in CONTRACTS.values() for field in contract.schema}
     for column in used:
         assert meaning(column)
-    known = yaml.safe_load(COLUMNS.read_text())["analysis"]
-    assert [name for name in known if name not in used] == []
+    assert [name for name in DESCRIBED["analysis"] if name not in used] == []
     with pytest.raises(KeyError):
         meaning("no_such_column")
 
