@@ -15,10 +15,11 @@ Columns that recur:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pyarrow as pa
 
+from btinet.analysis.contract import Contract
+from btinet.analysis.gate import scatter_rows
 from btinet.analysis.runs import RUN, SETTING
 
 COUNTS = ("n", "n_empty")
@@ -28,12 +29,6 @@ DETECTION = ("auroc", "auprc", "aurc", "e_aurc", "augrc", "fpr95", "ece", "brier
 """Metrics of failure detection (docs/metrics.md)."""
 
 SCORE = ("task", "population", "signal", "level")
-
-
-class Contract(NamedTuple):
-    schema: pa.Schema
-    row: str
-    """What a row is."""
 
 
 def _strings(*names: str) -> list[pa.Field]:
@@ -193,6 +188,7 @@ CONTRACTS = {
         ),
         "Figures A2, A8, A15: a test sample and level of a run with a gate; mc: Monte Carlo dropout's score of the "
         "segmentation",
+        scatter_rows,
     ),
     "table4": Contract(
         _setting(
@@ -260,4 +256,4 @@ CONTRACTS = {
         "or what to know. Datasets without runs last",
     ),
 }
-"""Name of a table -> its contract, in the order in which people read them."""
+"""Name of a table -> its contract, in the order in which people read them. docs/extend.md shows how to add one."""

@@ -12,7 +12,7 @@ from btinet.analysis import selections
 from btinet.analysis.claims import claims
 from btinet.analysis.detection import curve_rows, detection_entries, score_runs, signal_test_rows
 from btinet.analysis.estimates import Estimates
-from btinet.analysis.gate import correlation_entries, scatter_rows, tim_entries, wrong_correct_entries
+from btinet.analysis.gate import correlation_entries, tim_entries, wrong_correct_entries
 from btinet.analysis.methods import methods_tests, table4, table5, table6
 from btinet.analysis.paper import comparison, rank_agreement
 from btinet.analysis.quality import classification_entry, segmentation_entry
@@ -98,7 +98,9 @@ def _add_setting(
             estimates.add(run.key, name, on_test if name == "detection" else found, KEPT[name])
         rows["curves"] += curve_rows(run.key, test)
         rows["signal_tests"] += signal_test_rows(run.key, test, on_test)
-        rows["scatter"] += scatter_rows(run)
+        for name, contract in CONTRACTS.items():
+            if contract.of_run is not None:
+                rows[name] += contract.of_run(run)
     for name, of_seeds in entries.items():
         made_rows = list(setting_rows(setting, of_seeds))
         if name == "correlations":
