@@ -24,7 +24,7 @@ from btinet.binding import bind, check_inputs, open_storage, prepare_dataset, pu
 from btinet.cluster.clusters import Cluster, JobCluster, open_cluster
 from btinet.cluster.jobs import NotConnectedError
 from btinet.config import BoundRun, DatasetSettings, Experiment, ResourceSettings, load_experiment
-from btinet.errors import InputError
+from btinet.errors import InputError, JobError
 from btinet.evaluation.evaluate import finished_evaluation
 from btinet.results import Results, headline_rows, headline_table, method_tables, publish_results
 from btinet.status import is_finished
@@ -123,7 +123,7 @@ def full_experiment(
     finished = [bound for bound in bounds if is_finished(bound, root)]
     results = analyse_task(settings, finished, root) if finished else None
     if failures:
-        raise RuntimeError(
+        raise JobError(
             f"{len(failures)} of {len(bounds)} run(s) failed; run again to go on with them:\n" + "\n".join(failures)
         )
     assert results is not None
@@ -274,6 +274,9 @@ def main(
     except InputError as error:
         Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
+    except JobError as error:  # Prefect has logged it with its traceback
+        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.console import Console
 from btinet.binding import open_storage
 from btinet.cluster.session import ray_session
 from btinet.cluster.tune import train_with_tune
-from btinet.errors import InputError
+from btinet.errors import InputError, JobError
 from btinet.options import DataRoot, Endpoint, StorageUrl, Weights
 from btinet.search import (
     Outcome,
@@ -80,7 +80,7 @@ def tune(
         logger.warning(failure)
     logger.info(f"Trials: {result.trials}")
     if result.best is None:
-        raise RuntimeError("no trial finished; run again to go on with them")
+        raise JobError("no trial finished; run again to go on with them")
     content = result.experiment.read_bytes().decode()
     create_markdown_artifact(
         f"`{result.experiment}`\n\n```yaml\n{content}```", key="best", description=f"Best of {settings.name}"
@@ -107,6 +107,9 @@ def main(
     except InputError as error:
         Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
+    except JobError as error:  # Prefect has logged it with its traceback
+        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
