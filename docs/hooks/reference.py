@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typer.cli import get_docs_for_click
 from btinet.analysis.schemas import CONTRACTS
 from btinet.cli import app
 from flows.full_experiment import main as full_experiment
+from flows.tune import main as tune
 
 DESCRIBED: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "columns.yaml").read_text())
 SUFFIXES = {
@@ -33,9 +35,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    flow = typer.Typer(add_completion=False)
-    flow.command()(full_experiment)
-    commands = {"btinet": app, "python -m flows.full_experiment": flow}
+    commands = {"btinet": app}
+    flows: dict[str, Callable[..., None]] = {"full_experiment": full_experiment, "tune": tune}
+    for name, main in flows.items():
+        flow = commands[f"python -m flows.{name}"] = typer.Typer(add_completion=False)
+        flow.command()(main)
     head = "# Command line\n\nMade from the code. `btinet COMMAND --help` prints the same.\n\n"
     return head + "".join(_with_lower_headings(_described(typer_app, name)) for name, typer_app in commands.items())
 

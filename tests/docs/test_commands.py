@@ -74,8 +74,11 @@ def test_commands(page: Path, tmp_path: Path, request: pytest.FixtureRequest) ->
             stderr=stream,
             start_new_session=True,
         )
+    status: int | str
     try:
         status = shell.wait(SECONDS - 60)
+    except subprocess.TimeoutExpired:
+        status = "not finished"
     finally:  # also what it left in the background
         with_group(shell.pid, signal.SIGTERM)
     said = log.read_text()
