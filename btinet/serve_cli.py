@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
@@ -13,12 +15,13 @@ import typer
 from btinet.calibration.reliability import Rule, certify
 from btinet.console import bar, console
 from btinet.errors import InputError
-from btinet.inference.package import Package, open_package
+from btinet.inference.package import Package, lasting_url, open_package
 from btinet.inference.predictor import device_named
 from btinet.options import Confidence, Device, Endpoint, FalseAlarms, MaxRisk, RunReference, RunStorage
 from btinet.storage import Storage
 
 if TYPE_CHECKING:
+    from btinet.cluster.serve import Served
     from btinet.serving.limits import Limits
 
 GRACE_SECONDS = 5
@@ -26,6 +29,7 @@ GRACE_SECONDS = 5
 CONNECTIONS = 256
 """At a time; one more is answered 503."""
 LIMITS = "Limits"
+CLUSTER = "On a cluster"
 
 
 def serve(
@@ -58,6 +62,18 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = None,
+    replicas: Annotated[
+        int,
+        typer.Option(min=1, help="Of the model, each on a GPU or a CPU of its own.", rich_help_panel=CLUSTER),
+    ] = 1,
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process",
+            help="Serve from this process even if RAY_ADDRESS names a cluster.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = False,
     storage: RunStorage = "results",
     endpoint: Endpoint = None,
     device: Device = None,
@@ -66,6 +82,9 @@ def serve(
 
     The page shows mask, class, gate signals and whether to rely on them: what `btinet predict` says. The endpoint is
     POST /v1/predict, described at /openapi.json; docs/serve.md has examples. Ctrl-C stops it.
+
+    Where RAY_ADDRESS names a cluster, Ray Serve does the same there, on the head's HOST and PORT. Its nodes read RUN
+    and the storage themselves, so these are on a shared disk or s3:// URLs.
     """
     try:
         from btinet.serving.app import LOOPBACK
@@ -73,9 +92,9 @@ def serve(
     except ModuleNotFoundError as error:
         raise InputError(f"btinet serve needs {error.name}: pip install 'btinet[serve]'") from error
     limits = Limits(int(max_megabytes * MEGA), int(max_megapixels * MEGA), timeout, queue)
-    chosen = device_named(device)
+    chosen, root = device_named(device), Storage(storage, endpoint)
     with bar("calibrating") as show:
-        package = open_package(run, Storage(storage, endpoint), chosen, show)
+        package = open_package(run, root, chosen, show)
     rule = certify(package.calibrated.calibration, max_risk, confidence, false_alarms)
     console.print(f"{package.info.run_id}: {rule}", markup=False)
     hosts = (*LOOPBACK, host, *(allow_host or ()))
@@ -86,7 +105,14 @@ def serve(
             markup=False,
             style="yellow",
         )
-    _serve_here(package, rule, chosen, limits, hosts, host, port)
+    with suppress(KeyboardInterrupt):  # what serves has ended in good order before it passes the signal on
+        if os.environ.get("RAY_ADDRESS") and not in_process:
+            from btinet.cluster.serve import Served
+
+            served = Served(lasting_url(run, root), root.reference, max_risk, confidence, false_alarms)
+            _serve_on_cluster(served, limits, hosts, host, port, replicas)
+        else:
+            _serve_here(package, rule, chosen, limits, hosts, host, port)
     console.print("stopped")
 
 
@@ -113,8 +139,18 @@ def _serve_here(
             timeout_graceful_shutdown=GRACE_SECONDS,
             limit_concurrency=CONNECTIONS,
         )
-        with suppress(KeyboardInterrupt):  # it has ended in good order before it passes the signal on
-            Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
+
+
+def _serve_on_cluster(
+    served: Served, limits: Limits, hosts: tuple[str, ...], host: str, port: int, replicas: int
+) -> None:
+    from btinet.cluster.serve import serving_on_cluster
+    from btinet.cluster.session import ray_session
+
+    with ray_session(), serving_on_cluster(served, limits, hosts, host, port, replicas):
+        _say_where(host, port, " on the cluster's head")
+        signal.pause()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -137,9 +173,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _say_where(host: str, port: int) -> None:
+def _say_where(host: str, port: int, machine: str = "") -> None:
     shown = f"[{host}]" if ":" in host else host
-    console.print(f"http://{shown}:{port}   (Ctrl-C stops it)", markup=False)
+    console.print(f"http://{shown}:{port}{machine}   (Ctrl-C stops it)", markup=False)
 
 
 def _is_loopback(host: str) -> bool:

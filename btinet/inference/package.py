@@ -27,7 +27,7 @@ from btinet.models.method import Method
 from btinet.models.registry import build
 from btinet.receipts import fetch_output
 from btinet.storage import Storage, cache_folder, file_sha256
-from btinet.training.stage import MODEL_FILE
+from btinet.training.stage import MODEL_FILE, run_folder
 
 FORMAT = 1
 """Version of the package's layout and meaning. Raise it with any change that an older version would misread."""
@@ -159,6 +159,15 @@ def open_package(
         if not (folder / SUMS_FILE).exists():
             export(stored, folder, device)
     return load_package(Storage(str(folder)))
+
+
+def lasting_url(reference: str, root: Storage) -> str:
+    """The URL of what :func:`open_package` opens by this reference: of a package, or of a run's folder."""
+    place = Storage(reference, root.endpoint)
+    if (place / SUMS_FILE).exists():
+        return place.url
+    stored = find_run(reference, root)
+    return run_folder(stored.root, stored.bound.run_id).url
 
 
 def load_package(place: Storage) -> Package:
