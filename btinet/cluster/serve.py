@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
 import ray
 from ray import serve
+from ray.exceptions import RayTaskError
 
 from btinet.errors import InputError
 from btinet.storage import Storage
@@ -97,8 +98,33 @@ def serving_on_cluster(
         logging_config={"enable_access_log": False},
     )(Replica)
     try:
-        serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
-        serve.run(deployment.bind(served, limits, hosts), name=APPLICATION, route_prefix="/")
+        _listen(host, port)
+        _deploy(deployment.bind(served, limits, hosts))
         yield
     finally:
         serve.shutdown()
+
+
+def _listen(host: str, port: int) -> None:
+    try:
+        serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
+    except RayTaskError as error:
+        raise InputError(
+            f"--host {host} --port {port}: {_last_line(str(error))} Name another port, or an address of the cluster's "
+            "head"
+        ) from error
+
+
+def _deploy(application: serve.Application) -> None:
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:  # it says that it failed, and not why
+        reasons = serve.status().applications[APPLICATION].deployments["replica"].message
+        raise InputError(
+            f"no replica started: {_last_line(reasons)}: the cluster's nodes must reach RUN and its storage under the "
+            "same names; or serve from this process with --in-process"
+        ) from error
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,3 +125,15 @@ def test_too_few_places(cluster: Nodes, package: Path) -> None:
     said = " ".join(process.communicate(timeout=120)[1].split())
     assert "--replicas 9: the cluster has 1 CPU(s), and each replica needs one" in said
     assert process.returncode == 2
+
+
+@pytest.mark.slow
+def test_port_is_taken(cluster: Nodes, package: Path) -> None:
+    """Nothing of Ray Serve is left then, either."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(cluster, "--run", str(package), "--port", str(port))
+        said = " ".join(process.communicate(timeout=120)[1].split())
+    assert f"Failed to bind to address '127.0.0.1:{port}'. Name another port" in said
+    assert process.returncode == 2
+    wait_for(lambda: not cluster._processes("ray::Serve"), "the controller is gone", 30)
