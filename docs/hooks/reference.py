@@ -104,8 +104,8 @@ def meaning(column: str) -> str:
 
 
 def _columns(found: list[tuple[str, str, bool, str]]) -> str:
-    lines = ["| column | type | null | meaning |", "|---|---|---|---|"]
+    lines = ["| column | type | nullable | meaning |", "|---|---|---|---|"]
     for name, type_, nullable, text in found:
-        cells = (f"`{name}`", f"`{type_}`", "may be" if nullable else "", text.replace("|", "&#124;"))
+        cells = (f"`{name}`", f"`{type_}`", "yes" if nullable else "", text.replace("|", "&#124;"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
