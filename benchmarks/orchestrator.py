@@ -45,6 +45,9 @@ class SleepingCluster:
     def places(self, resources: ResourceSettings) -> Places:
         return Places(AT_ONCE, 0)
 
+    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
+        return False
+
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         ray.get(self.sleep.remote(1.0))
 

@@ -163,13 +163,21 @@ def _do(experiment: Experiment, bounds: list[BoundRun], root: Storage) -> list[s
 
 
 def do_runs(cluster: Cluster, resources: ResourceSettings, bounds: list[BoundRun], root: Storage) -> list[str]:
-    """Do runs in their order, as many at once as the cluster has room for; returns a message for each that failed."""
+    """Do runs in their order, as many at once as the cluster has room for; returns a message for each that failed.
+
+    Those that the cluster is doing already come first and need no room: they have theirs.
+    """
     room = _Room(cluster, resources)
     get_run_logger().info(f"{len(bounds)} run(s) to do, the cluster has room for {room.total()} at a time")
     run = run_task.with_options(retries=resources.max_failures)
+    going = {bound.run_id for bound in bounds if cluster.is_doing(bound, root)}
+    bounds = sorted(bounds, key=lambda bound: bound.run_id not in going)
     futures = []
     for bound in bounds:
-        room.wait()
+        if bound.run_id in going:
+            room.enter()
+        else:
+            room.wait()
         futures.append(run.submit(bound, cluster, root, resources))
         futures[-1].add_done_callback(room.leave)
     wait(futures)
@@ -203,6 +211,11 @@ class _Room:
                 f"{places.total} of them: lower resources.workers, cpus_per_worker or gpus_per_worker"
             )
         return min(places.total // self.resources.workers, self.resources.max_parallel_runs or places.total)
+
+    def enter(self) -> None:
+        """Count a run in that has its places."""
+        with self.changed:
+            self.inside += 1
 
     def wait(self) -> None:
         """Wait until one more run fits, and count it in."""

@@ -63,6 +63,9 @@ class Cluster(Protocol):
     def places(self, resources: ResourceSettings) -> Places:
         """Count places for workers of this size, as the cluster is now."""
 
+    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
+        """Whether a run is going already, for a process that was here before, and so has its places."""
+
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """Do a run from where it is to its predictions, telling how it goes.
 
@@ -109,6 +112,10 @@ class EmbeddedCluster:
         """See :class:`Cluster`; nobody else is here."""
         return Places(_held(ray.cluster_resources(), resources), 0)
 
+    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
+        """See :class:`Cluster`; nobody was here before."""
+        return False
+
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """See :class:`Cluster`."""
         run_on_cluster(
@@ -147,12 +154,15 @@ class JobCluster:
             taken += held - _held({name: has[name] - used.get(name, 0) for name in has}, resources)
         return Places(total, taken)
 
+    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
+        """See :class:`Cluster`."""
+        _, details = self._last_attempt(job_name(bound, root))
+        return details is not None and details.status in RUNNING
+
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """See :class:`Cluster`; a job of this run that is still going is found again and waited for."""
         name = job_name(bound, root)
-        attempt, details = 0, None
-        while (found := self._details(f"{name}-{attempt + 1}")) is not None:
-            attempt, details = attempt + 1, found
+        attempt, details = self._last_attempt(name)
         if details is not None and details.status in RUNNING:
             on_message(f"found its job {name}-{attempt}, {details.status.value.lower()}", True)
         else:
@@ -172,6 +182,13 @@ class JobCluster:
             self.client.stop_job(name)
             while self.client.get_job_status(name) in RUNNING and time.monotonic() < deadline:
                 time.sleep(0.5)
+
+    def _last_attempt(self, name: str) -> tuple[int, JobDetails | None]:
+        """The number of a run's last job and the job; 0 and None where there was none."""
+        attempt, details = 0, None
+        while (found := self._details(f"{name}-{attempt + 1}")) is not None:
+            attempt, details = attempt + 1, found
+        return attempt, details
 
     def _details(self, name: str) -> JobDetails | None:
         """The job of this name; None where there never was one."""

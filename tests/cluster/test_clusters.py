@@ -119,6 +119,13 @@ def test_cap() -> None:
     assert room.total() == 1
 
 
+def test_a_run_that_has_its_places_enters_a_full_cluster() -> None:
+    room, cluster = make_room()
+    cluster.now = Places(2, 2)
+    room.enter()
+    assert room.inside == 1 and not enters(room)
+
+
 def test_runs_of_several_workers() -> None:
     room, cluster = make_room(workers=2)
     assert room.total() == 1
