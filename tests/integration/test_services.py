@@ -99,7 +99,8 @@ def test_deployment(write_experiment: Callable[..., Path], tmp_path: Path) -> No
         assert "'Completed'" in printed, worker_log.read_text()
         artifacts = json.loads(post(f"{url}/artifacts/latest/filter"))
         assert {"results", "runs", "report", "ray-dashboard"} <= {artifact["key"] for artifact in artifacts}
-        (deployment,) = json.loads(post(f"{url}/deployments/filter"))
-        assert deployment["name"] == "full-experiment"
-        assert deployment["parameter_openapi_schema"]["properties"]["preset"]["anyOf"][0]["enum"] == ["paper", "tiny"]
+        deployments = {found["name"]: found for found in json.loads(post(f"{url}/deployments/filter"))}
+        assert deployments.keys() == {"full-experiment", "tune"}
+        schema = deployments["full-experiment"]["parameter_openapi_schema"]
+        assert schema["properties"]["preset"]["anyOf"][0]["enum"] == ["paper", "tiny"]
     assert (tmp_path / "results/report/micro/index.html").exists()
