@@ -27,7 +27,7 @@ from btinet.partitions import read_partition
 from btinet.receipts import Receipt
 from btinet.report.tensorboard import write_tensorboard
 from btinet.results import find_runs, headline_rows, headline_table, method_tables, publish, publish_results
-from btinet.storage import Storage, refused
+from btinet.storage import NO_ROOM, Storage, is_full, refused
 from btinet.training.loop import NonFiniteLossError, Progress
 from btinet.training.stage import epochs_file, finished_stage, train_stage
 
@@ -233,7 +233,10 @@ def report(
 
 
 def main() -> None:
-    """Run the command line; bad input ends with status 2 and one message, a failed job with 1, Ctrl-C with 130."""
+    """Run the command line.
+
+    Bad input ends with status 2 and one message, a failed job or a full disk with 1, Ctrl-C with 130.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         app()
@@ -245,6 +248,12 @@ def main() -> None:
         sys.exit(2)
     except JobError as error:
         console.print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        message = f"btinet: {error}; {NO_ROOM} and run again: it goes on from the last checkpoint"
+        console.print(message, style="bold red", markup=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -7,6 +7,7 @@ its upload completes. Retries of object-storage requests are botocore's and s3fs
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -253,6 +254,15 @@ def refused(error: PermissionError) -> str:
         "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a credentials file; for files, their permissions) and run "
         "again: it goes on from the last checkpoint"
     )
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk had no room left."""
+    return error.errno == errno.ENOSPC
+
+
+NO_ROOM = "make room on this machine (BTINET_CACHE, TMPDIR and file:// storage are where btinet writes)"
+"""What to do then."""
 
 
 def cache_folder() -> Path:

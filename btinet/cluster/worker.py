@@ -89,13 +89,12 @@ def leaving_failure(root: Storage, run_id: str, step: str) -> Iterator[None]:
 
     What a repetition cannot mend goes no further, or Ray would try again; whoever waits for the step finds the file.
     """
-    import errno
     import socket
 
     from btinet.errors import InputError
     from btinet.progress import write_failure
     from btinet.status import failure_file
-    from btinet.storage import refused
+    from btinet.storage import NO_ROOM, is_full, refused
     from btinet.training.loop import NonFiniteLossError
 
     file = failure_file(root, run_id)
@@ -107,8 +106,8 @@ def leaving_failure(root: Storage, run_id: str, step: str) -> Iterator[None]:
         raise RuntimeError(f"on {socket.gethostname()}: {refused(error)}") from error
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            message += "; make room on this node (BTINET_CACHE, TMPDIR and file:// storage are where btinet writes)"
+        if isinstance(error, OSError) and is_full(error):
+            message += f"; {NO_ROOM}"
         write_failure(file, step, message, is_final=False)
         raise
     else:

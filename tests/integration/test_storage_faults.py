@@ -122,3 +122,34 @@ def test_expired_credentials(undisturbed: bytes, run: Run, proxy: Proxy) -> None
     proxy.set("pass")
     run.again()
     assert run.model() == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for three checkpoints."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_full_disk(undisturbed: bytes, small_disk: Path, write_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """One message that says what to do, and nothing half-written; with room again it goes on."""
+    results, log = small_disk / "results", tmp_path / "train.log"
+    experiment = write_experiment(storage={"url": str(results)}, **FIELDS)
+    process = start(experiment, log)
+    wait_for(lambda: bool(list(results.glob("runs/*/stage1/checkpoints/epoch-0002.json"))), "checkpoint 2", 300)
+    with pytest.raises(OSError, match="No space left"), (small_disk / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    assert process.wait(300) == 1
+    printed = log.read_text()
+    assert "No space left on device" in printed and "make room" in printed and "Traceback" not in printed
+    assert not list(results.rglob("*.part*"))
+    (small_disk / "ballast").unlink()
+    assert start(experiment, log).wait(600) == 0, log.read_text()[-3000:]
+    (model,) = results.glob(f"runs/*/{MODEL}")
+    assert model.read_bytes() == undisturbed
