@@ -12,7 +12,7 @@ VERSION_CHECK = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	"Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11 ..." % v)'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint format docs lock clean
+.PHONY: help setup run test test-all lint format bench docs lock clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,6 +42,10 @@ lint: setup ## Check style, formatting and types
 format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup ## Measure the speed of training, inference and Monte Carlo dropout on this machine, as ratios (minutes)
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --precision bfloat16
 
 docs: setup ## Build the documentation's site from docs/ into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

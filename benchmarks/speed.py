@@ -1,0 +1,259 @@
+"""How fast the model's work is on this machine: ratios, each in one run on the same work.
+
+    python benchmarks/speed.py [WORK ...] [--precision bfloat16]        # minutes on two cores; or `make bench`
+
+Two sides take turns, so that other work on the machine slows down both; a ratio is the median over the rounds.
+"Plain" is the same model with the same weights as torch has it by default: contiguous, eager, float32. Ours is what
+training and evaluation use: channels_last. ``--precision bfloat16`` puts our side under autocast, which nothing uses so
+far. Prints a table and writes it as CSV, named after precision, layout, torch version and device, to build/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from btinet.config import DatasetSettings, Experiment, TrainSettings
+from btinet.datasets.augment import augment
+from btinet.evaluation.mc_dropout import mc_dropout
+from btinet.models.method import Method
+from btinet.models.registry import build
+from btinet.ranks import Ranks
+from btinet.training.checkpoint import pack, pack_best
+from btinet.training.tasks import Batch, Stage1Task
+
+SIZE, CLASSES, PASSES = 224, 3, 30
+BUSI_STEPS = 545 // 8
+"""Steps of an epoch of BUSI's training split."""
+LAYOUT = torch.channels_last
+OUT = Path("build/bench")
+
+
+class Figure(NamedTuple):
+    work: str
+    plain: float
+    """Seconds of the side that is compared with."""
+    ours: float
+    value: float
+    unit: str
+    """What ``value`` is."""
+    mark: str
+
+
+class Bench:
+    """The paper's model, and inputs of random pixels; weights do not matter to speed."""
+
+    def __init__(self, precision: str, rounds: int) -> None:
+        self.precision = precision
+        self.rounds = rounds
+        self.settings = (
+            Experiment(
+                name="bench",
+                datasets=(DatasetSettings(name="phantom"),),
+                preset="paper",
+                seeds=(42,),
+                model={"pretrained": False},
+            )
+            .runs()[0]
+            .settings
+        )
+
+    def model(self, **changes: object) -> Method:
+        torch.manual_seed(0)
+        return build("btinet", self.settings.model.model_copy(update=changes), CLASSES)
+
+    def ours(self, model: Method) -> Method:
+        copied = copy.deepcopy(model)
+        copied.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+        return copied
+
+    def step(self, model: Method, batch: Batch, autocast: torch.autocast) -> Step:
+        return Step(Stage1Task(model, self.settings.loss), self.settings.train, batch, autocast)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def turns(
+        self, plain: Callable[[], object], ours: Callable[[], object], rounds: int | None = None
+    ) -> tuple[float, float, float]:
+        """Median seconds of either side, and the median of their ratios."""
+        plain()
+        ours()  # the first time is slower
+        pairs = [(seconds(plain), seconds(ours)) for _ in range(rounds or self.rounds)]
+        medians = [statistics.median(pair[side] for pair in pairs) for side in (0, 1)]
+        return medians[0], medians[1], statistics.median(one / other for one, other in pairs)
+
+
+def training(bench: Bench) -> Iterator[Figure]:
+    """A whole step: forward, losses, backward, clipping, Adam."""
+    batch = make_batch(8)
+    plain_step = bench.step(bench.model(), batch, torch.autocast("cpu", enabled=False))
+    ours_step = bench.step(bench.ours(bench.model()), in_layout(batch), bench.autocast())
+    plain, ours, ratio = bench.turns(plain_step, ours_step)
+    yield Figure("training step, batch 8", plain, ours, ratio, "times as fast as plain", "2.5")
+    yield Figure("training step, batch 8", plain, ours, 8 / ours, "images/s", "5")
+
+
+def inference(bench: Bench) -> Iterator[Figure]:
+    """Mask, class and all signals."""
+    model = bench.model().eval()
+    own = bench.ours(model)
+    for size in (8, 1):
+        images = make_batch(size).images
+        in_own = images.contiguous(memory_format=LAYOUT)
+        plain, ours, ratio = bench.turns(no_grad(model, images), no_grad(own, in_own, bench.autocast()))
+        yield Figure(f"inference, batch {size}", plain, ours, ratio, "times as fast as plain", "3")
+        yield Figure(f"inference, batch {size}", plain, ours, size / ours, "images/s", "34" if size == 8 else "")
+
+
+def gates(bench: Bench) -> Iterator[Figure]:
+    """What UPA and TIM cost of a pass."""
+    images = make_batch(8).images.contiguous(memory_format=LAYOUT)
+    without, whole = (bench.ours(bench.model(**changes)).eval() for changes in ({"upa": False, "tim": False}, {}))
+    plain, ours, ratio = bench.turns(
+        no_grad(without, images, bench.autocast()), no_grad(whole, images, bench.autocast())
+    )
+    yield Figure("pass without / with UPA and TIM", plain, ours, 100 * (1 - ratio), "% of the pass", "at most 8")
+
+
+def mc(bench: Bench) -> Iterator[Figure]:
+    """Monte Carlo dropout: features once, decoder PASSES times; against as many whole plain passes."""
+    model = bench.model().eval()
+    own, batch = bench.ours(model), make_batch(4)
+    images = batch.images.contiguous(memory_format=LAYOUT)
+
+    @torch.no_grad()
+    def ours() -> None:
+        with bench.autocast():
+            mc_dropout(own, own.encode(images), batch.masks, PASSES, "all")
+
+    one, other = no_grad(model, batch.images), no_grad(own, images, bench.autocast())
+    plain, own_seconds, ratio = bench.turns(lambda: [one() for _ in range(PASSES)], ours, rounds=1)
+    yield Figure(f"{PASSES} passes of dropout, batch 4", plain, own_seconds, ratio, "times as fast as plain", "5")
+    single = bench.turns(other, other)[1]
+    yield Figure(
+        f"{PASSES} passes / the gates' single pass", own_seconds, single, own_seconds / single, "times its cost", ""
+    )
+
+
+def epoch(bench: Bench) -> Iterator[Figure]:
+    """What of a training step is not the model: choosing and augmenting a batch; and what a checkpoint adds."""
+    data, chosen = make_batch(64), np.arange(8)
+    train = bench.settings.train
+    images, masks = (tensor.mul(255).byte() for tensor in (data.images, data.masks))
+
+    def prepare() -> None:
+        augment(images[chosen].float() / 255, masks[chosen].float() / 255, chosen, 42, 1, train)
+
+    model = bench.ours(bench.model())
+    step = bench.step(model, in_layout(make_batch(8)), bench.autocast())
+    aside, inside, _ = bench.turns(prepare, step)
+    share = 100 * aside / (aside + inside)
+    yield Figure("batch and augmentation / step", aside, inside, share, "% of the epoch", "at most 3")
+
+    def packed() -> None:
+        pack_best(1, model.state_dict())
+        pack({"trained": model.state_dict(), "optimizer": step.optimizer.state_dict()})
+
+    waiting = statistics.median(seconds(packed) for _ in range(bench.rounds))
+    length = BUSI_STEPS * (aside + inside)
+    yield Figure("checkpoint / epoch of BUSI", waiting, length, 100 * waiting / length, "% of the epoch", "at most 2")
+
+    before = peak_mb()
+    for _ in range(5):
+        step()
+    yield Figure("peak memory after 5 steps more", before, peak_mb(), peak_mb() - before, "MB grown", "0")
+
+
+class Step:
+    """One step of stage 1 on the same batch."""
+
+    def __init__(self, task: Stage1Task, train: TrainSettings, batch: Batch, autocast: torch.autocast) -> None:
+        self.task, self.train, self.batch, self.autocast = task.train(), train, batch, autocast
+        self.balance = task.balance()
+        self.optimizer = torch.optim.Adam(task.parameters(), lr=1e-3, weight_decay=train.weight_decay)
+
+    def __call__(self) -> None:
+        with self.autocast:
+            losses = self.task(self.batch, Ranks())
+            losses["loss"] = self.balance.total(losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(self.task.parameters(), self.train.clip_norm)
+        self.optimizer.step()
+
+
+def make_batch(size: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(size, 1, SIZE, SIZE, generator=generator) > 0.5).float()
+    images = torch.rand(size, 3, SIZE, SIZE, generator=generator)
+    return Batch(images, masks, torch.arange(size) % CLASSES, np.arange(size))
+
+
+def in_layout(batch: Batch) -> Batch:
+    return batch._replace(images=batch.images.contiguous(memory_format=LAYOUT))
+
+
+def no_grad(model: Method, images: torch.Tensor, autocast: torch.autocast | None = None) -> Callable[[], object]:
+    @torch.no_grad()
+    def run() -> object:
+        with autocast or torch.autocast("cpu", enabled=False):
+            return model(images)
+
+    return run
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+WORKS = {function.__name__: function for function in (training, inference, gates, mc, epoch)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; all by default")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    if unknown := set(given.works) - WORKS.keys():
+        parser.error(f"{', '.join(unknown)}: not one of {', '.join(WORKS)}")
+    torch.set_num_threads(os.cpu_count() or 1)
+    bench = Bench(given.precision, given.rounds)
+    figures = [figure for name in given.works or WORKS for figure in WORKS[name](bench)]
+
+    title = f"{given.precision}-channels_last-torch{torch.__version__.split('+')[0]}-cpu{os.cpu_count()}"
+    table = Table(*Figure._fields, title=f"{title}, {platform.processor() or platform.machine()}")
+    for figure in figures:
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else cell for cell in figure))
+    Console(width=120).print(table)
+    OUT.mkdir(parents=True, exist_ok=True)
+    with (OUT / f"speed-{title}.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(Figure._fields)
+        writer.writerows(figures)
+
+
+if __name__ == "__main__":
+    main()
