@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -50,8 +51,8 @@ class SleepingCluster:
     def places(self, resources: ResourceSettings) -> Places:
         return Places(AT_ONCE, 0)
 
-    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
-        return False
+    def going(self, bounds: Sequence[BoundRun], root: Storage) -> set[str]:
+        return set()
 
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         ray.get(self.sleep.remote(1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from rich.console import Console
 from btinet import data_cli, experiment_cli, models_cli, predict_cli, runs_cli, serve_cli, tune_cli
 from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset
 from btinet.config import BoundRun, Experiment, load_experiment
-from btinet.console import bar, console
+from btinet.console import bar, console, fail
 from btinet.datasets.prepare import export_store
 from btinet.errors import InputError, JobError
 from btinet.evaluation.evaluate import evaluate as evaluate_run
@@ -241,20 +240,15 @@ def main() -> None:
     try:
         app()
     except (InputError, NonFiniteLossError) as error:
-        console.print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        fail(error, 2)
     except PermissionError as error:
-        console.print(f"btinet: {refused(error)}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        fail(refused(error), 2)
     except JobError as error:
-        console.print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(1)
+        fail(error, 1)
     except OSError as error:
         if not is_full(error):
             raise
-        message = f"btinet: {error}; {NO_ROOM} and run again: it goes on from the last checkpoint"
-        console.print(message, style="bold red", markup=False, soft_wrap=True)
-        sys.exit(1)
+        fail(f"{error}; {NO_ROOM} and run again: it goes on from the last checkpoint", 1)
 
 
 def _open(

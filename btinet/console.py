@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def fail(message: object, status: int) -> NoReturn:
+    """End the program with a message for people and an exit status."""
+    console.print(f"btinet: {message}", style="bold red", markup=False, soft_wrap=True)
+    sys.exit(status)
 
 
 @contextmanager

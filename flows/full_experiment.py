@@ -7,7 +7,6 @@ What is done already is found by its receipts in storage, whoever did it, and is
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from btinet.binding import bind, check_inputs, open_storage, prepare_dataset, pu
 from btinet.cluster.clusters import Cluster, JobCluster, open_cluster
 from btinet.cluster.jobs import NotConnectedError
 from btinet.config import BoundRun, DatasetSettings, Experiment, ResourceSettings, load_experiment
+from btinet.console import fail
 from btinet.errors import InputError, JobError
 from btinet.evaluation.evaluate import finished_evaluation
 from btinet.results import Results, headline_rows, headline_table, method_tables, publish_results
@@ -170,7 +170,7 @@ def do_runs(cluster: Cluster, resources: ResourceSettings, bounds: list[BoundRun
     room = _Room(cluster, resources)
     get_run_logger().info(f"{len(bounds)} run(s) to do, the cluster has room for {room.total()} at a time")
     run = run_task.with_options(retries=resources.max_failures)
-    going = {bound.run_id for bound in bounds if cluster.is_doing(bound, root)}
+    going = cluster.going(bounds, root)
     bounds = sorted(bounds, key=lambda bound: bound.run_id not in going)
     futures = []
     for bound in bounds:
@@ -285,11 +285,9 @@ def main(
         with prefect_api():
             full_experiment(experiment, storage_url=storage, storage_endpoint=endpoint, **fields)
     except InputError as error:
-        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        fail(error, 2)
     except JobError as error:  # Prefect has logged it with its traceback
-        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(1)
+        fail(error, 1)
 
 
 if __name__ == "__main__":

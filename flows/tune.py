@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from rich.console import Console
 from btinet.binding import open_storage
 from btinet.cluster.session import ray_session
 from btinet.cluster.tune import train_with_tune
+from btinet.console import fail
 from btinet.errors import InputError, JobError
 from btinet.options import DataRoot, Endpoint, StorageUrl, Weights
 from btinet.search import (
@@ -105,11 +105,9 @@ def main(
         with prefect_api():
             tune(str(search), storage, endpoint, data_root, weights)
     except InputError as error:
-        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(2)
+        fail(error, 2)
     except JobError as error:  # Prefect has logged it with its traceback
-        Console(stderr=True).print(f"btinet: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(1)
+        fail(error, 1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
@@ -63,8 +63,8 @@ class Cluster(Protocol):
     def places(self, resources: ResourceSettings) -> Places:
         """Count places for workers of this size, as the cluster is now."""
 
-    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
-        """Whether a run is going already, for a process that was here before, and so has its places."""
+    def going(self, bounds: Sequence[BoundRun], root: Storage) -> set[str]:
+        """The ids of the runs that go on already, for a process that was here before, and so have their places."""
 
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """Do a run from where it is to its predictions, telling how it goes.
@@ -112,9 +112,9 @@ class EmbeddedCluster:
         """See :class:`Cluster`; nobody else is here."""
         return Places(_held(ray.cluster_resources(), resources), 0)
 
-    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
+    def going(self, bounds: Sequence[BoundRun], root: Storage) -> set[str]:
         """See :class:`Cluster`; nobody was here before."""
-        return False
+        return set()
 
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """See :class:`Cluster`."""
@@ -154,15 +154,20 @@ class JobCluster:
             taken += held - _held({name: has[name] - used.get(name, 0) for name in has}, resources)
         return Places(total, taken)
 
-    def is_doing(self, bound: BoundRun, root: Storage) -> bool:
-        """See :class:`Cluster`."""
-        _, details = self._last_attempt(job_name(bound, root))
-        return details is not None and details.status in RUNNING
+    def going(self, bounds: Sequence[BoundRun], root: Storage) -> set[str]:
+        """See :class:`Cluster`; one request, however many runs."""
+        answer = self.client._do_request("GET", "/api/jobs/", timeout=ANSWER_SECONDS)
+        answer.raise_for_status()
+        jobs = [job["submission_id"] for job in answer.json() if job["submission_id"] and job["status"] in RUNNING]
+        names = {job.rpartition("-")[0] for job in jobs}  # without the number of the attempt
+        return {bound.run_id for bound in bounds if job_name(bound, root) in names}
 
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """See :class:`Cluster`; a job of this run that is still going is found again and waited for."""
         name = job_name(bound, root)
-        attempt, details = self._last_attempt(name)
+        attempt, details = 0, None
+        while (found := self._details(f"{name}-{attempt + 1}")) is not None:
+            attempt, details = attempt + 1, found
         if details is not None and details.status in RUNNING:
             on_message(f"found its job {name}-{attempt}, {details.status.value.lower()}", True)
         else:
@@ -182,13 +187,6 @@ class JobCluster:
             self.client.stop_job(name)
             while self.client.get_job_status(name) in RUNNING and time.monotonic() < deadline:
                 time.sleep(0.5)
-
-    def _last_attempt(self, name: str) -> tuple[int, JobDetails | None]:
-        """The number of a run's last job and the job; 0 and None where there was none."""
-        attempt, details = 0, None
-        while (found := self._details(f"{name}-{attempt + 1}")) is not None:
-            attempt, details = attempt + 1, found
-        return attempt, details
 
     def _details(self, name: str) -> JobDetails | None:
         """The job of this name; None where there never was one."""
