@@ -261,7 +261,7 @@ def is_full(error: OSError) -> bool:
     return error.errno == errno.ENOSPC
 
 
-NO_ROOM = "make room on this machine (BTINET_CACHE, TMPDIR and file:// storage are where btinet writes)"
+NO_ROOM = "make room on this node (BTINET_CACHE, TMPDIR and file:// storage are where btinet writes)"
 """What to do then."""
 
 

@@ -9,7 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
+from btinet.cluster.session import models_on_cluster  # isort: skip  (sets what Ray reads when it is imported)
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -42,12 +42,9 @@ def predict_on_cluster(
     Raises:
         InputError: a node does not see the images or ``target``, or a shard's process died more often than RETRIES.
     """
-    total = ray.cluster_resources()
-    kind = "GPU" if total.get("GPU") else "CPU"
-    workers = max(1, int(total.get(kind, 1)))
-    task = ray.remote(predict_worker).options(
-        num_cpus=1, num_gpus=int(kind == "GPU"), max_retries=RETRIES, name="predict"
-    )
+    models = models_on_cluster()
+    workers = max(1, models.places)
+    task = ray.remote(predict_worker).options(**models.options, max_retries=RETRIES, name="predict")
     shared = ray.put(package)
     probe = target / f".probe-{uuid.uuid4().hex}"
     probe.write_bytes(b"btinet")

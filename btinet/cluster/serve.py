@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
+from btinet.cluster.session import models_on_cluster  # isort: skip  (sets what Ray reads when it is imported)
 import ray
 from ray import serve
 from ray.exceptions import RayTaskError
@@ -79,10 +79,11 @@ def serving_on_cluster(
             replicas cannot read the package.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    total = ray.cluster_resources()
-    kind = "GPU" if total.get("GPU") else "CPU"
-    if replicas > (places := int(total.get(kind, 0))):
-        raise InputError(f"--replicas {replicas}: the cluster has {places} {kind}(s), and each replica needs one")
+    models = models_on_cluster()
+    if replicas > models.places:
+        raise InputError(
+            f"--replicas {replicas}: the cluster has {models.places} {models.kind}(s), and each replica needs one"
+        )
     if serve.status().proxies:
         raise InputError(
             "Ray Serve already runs on this cluster: `serve status` says what for, `serve shutdown` ends it; or serve "
@@ -91,7 +92,7 @@ def serving_on_cluster(
     deployment = serve.deployment(
         name="replica",
         num_replicas=replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": int(kind == "GPU")},
+        ray_actor_options=models.options,
         max_ongoing_requests=REQUESTS,
         max_queued_requests=REQUESTS,
         max_constructor_retry_count=ATTEMPTS,

@@ -26,6 +26,24 @@ class Session(NamedTuple):
     gpus: float
 
 
+class Models(NamedTuple):
+    """What processes that hold a model each ask of the cluster: a GPU where it has any, else a CPU."""
+
+    kind: str
+    """GPU or CPU."""
+    places: int
+    """How many of them the cluster holds."""
+    options: dict[str, int]
+    """Ray's, for one."""
+
+
+def models_on_cluster() -> Models:
+    """Of the cluster that this process is connected to."""
+    total = ray.cluster_resources()
+    kind = "GPU" if total.get("GPU") else "CPU"
+    return Models(kind, int(total.get(kind, 0)), {"num_cpus": 1, "num_gpus": int(kind == "GPU")})
+
+
 @contextmanager
 def ray_session() -> Iterator[Session]:
     """Connect to Ray for the duration of the block.
