@@ -12,18 +12,14 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
-from btinet.catalog import find_run
 from btinet.cluster.predict import BATCHES, _shards
 from btinet.cluster.worker import predict_worker
 from btinet.datasets.phantom import draw
 from btinet.errors import InputError
-from btinet.inference.package import export
 from btinet.storage import Storage
 from tests.integration.cluster import Nodes, ray_cluster, wait_for
-from tests.training.micro import KEY, finished_bench, one_thread  # noqa: F401
 
 PROGRAM = str(Path(sys.executable).with_name("btinet"))
 
@@ -40,14 +36,6 @@ def test_another_folder_of_the_same_name(tmp_path: Path) -> None:
     """A node that does not share the results' folder does not write there: they would be lost."""
     with pytest.raises(InputError, match="that is another folder than here: name a disk that all nodes share"):
         predict_worker([None], [], Storage(str(tmp_path)), None, 0, Storage(str(tmp_path / "probe")))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bench = finished_bench(tmp_path_factory.mktemp("predict"), tmp_path_factory.getbasetemp())
-    folder = tmp_path_factory.mktemp("package") / "p"
-    export(find_run(KEY, bench.root), folder, torch.device("cpu"))
-    return folder
 
 
 @pytest.fixture(scope="module")

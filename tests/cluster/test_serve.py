@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,30 +12,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 from PIL import Image
 
-from btinet.catalog import find_run
 from btinet.datasets.phantom import draw
-from btinet.inference.package import export
 from tests.integration.cluster import Nodes, free_port, ray_cluster, wait_for
-from tests.serving.server import served
-from tests.training.micro import KEY, Bench, finished_bench, one_thread  # noqa: F401
+from tests.serving.server import PROGRAM, listening, served
+from tests.training.micro import KEY, Bench
 
-PROGRAM = str(Path(sys.executable).with_name("btinet"))
 PNG = {"Content-Type": "image/png"}
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return finished_bench(tmp_path_factory.mktemp("serve"), tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def package(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("package") / "p"
-    export(find_run(KEY, bench.root), folder, torch.device("cpu"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +37,10 @@ def start(cluster: Nodes, *arguments: str) -> subprocess.Popen[str]:
 def on_cluster(cluster: Nodes, *arguments: str) -> Iterator[str]:
     """The URL of a server on the cluster, for the duration of the block; then nothing of Ray Serve is left."""
     process = start(cluster, "--port", str(free_port()), *arguments)
-    assert process.stderr is not None
-    said = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            if found := re.match(r"http://\S+(?= on the cluster's head)", line):
-                yield found[0]
-                break
-        else:
-            raise AssertionError(f"it did not start: {said}")
-        process.send_signal(signal.SIGINT)
-        assert process.stderr.read().endswith("stopped\n")
-        assert process.wait(60) == 0
-        wait_for(lambda: not cluster._processes("ray::Serve"), "replicas and controller are gone", 30)
-        wait_for(lambda: not cluster._processes("ray::ProxyActor"), "the proxy is gone", 30)
-    finally:
-        process.kill()
-        process.wait()
+    with listening(process, r"http://\S+(?= on the cluster's head)") as server:
+        yield server.url
+    wait_for(lambda: not cluster._processes("ray::Serve"), "replicas and controller are gone", 30)
+    wait_for(lambda: not cluster._processes("ray::ProxyActor"), "the proxy is gone", 30)
 
 
 @pytest.mark.slow
@@ -108,11 +75,11 @@ def test_as_in_one_process(cluster: Nodes, package: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_from_storage(cluster: Nodes, bench: Bench) -> None:
+def test_a_run_from_storage(cluster: Nodes, micro: Bench) -> None:
     """By its key: the replica opens it from the storage. A second server has no room beside the first."""
-    reference = ["--run", KEY, "--storage", bench.root.url]
+    reference = ["--run", KEY, "--storage", micro.root.url]
     with on_cluster(cluster, *reference) as url:
-        assert httpx.get(f"{url}/v1/model").json()["run_id"] == bench.bound.run_id
+        assert httpx.get(f"{url}/v1/model").json()["run_id"] == micro.bound.run_id
         second = start(cluster, *reference, "--port", str(free_port()))
         assert "Ray Serve already runs on this cluster" in second.communicate(timeout=120)[1]
         assert second.returncode == 2

@@ -30,12 +30,19 @@ def served(package: Path, *options: str, **environment: str) -> Iterator[Server]
     process = subprocess.Popen(
         command, env=inherited | {"OMP_NUM_THREADS": "1"} | environment, stderr=subprocess.PIPE, text=True
     )
+    with listening(process, r"http://\S+") as server:
+        yield server
+
+
+@contextmanager
+def listening(process: subprocess.Popen[str], line_with_url: str) -> Iterator[Server]:
+    """A server once it has printed where it listens; Ctrl-C must end it in good order at the end of the block."""
     assert process.stderr is not None
     try:
         said = []
         for line in process.stderr:
             said.append(line)
-            if found := re.match(r"http://\S+", line):
+            if found := re.match(line_with_url, line):
                 yield Server(found[0], process, said)
                 break
         else:
