@@ -47,7 +47,7 @@ OUT = Path("build/bench")
 class Figure(NamedTuple):
     work: str
     plain: float
-    """Seconds of the side that is compared with."""
+    """Seconds of the side that is compared with; MB where ``unit`` is."""
     ours: float
     value: float
     unit: str
@@ -98,6 +98,11 @@ class Bench:
         medians = [statistics.median(pair[side] for pair in pairs) for side in (0, 1)]
         return medians[0], medians[1], statistics.median(one / other for one, other in pairs)
 
+    def alone(self, work: Callable[[], object]) -> float:
+        """Median seconds of one thing."""
+        work()
+        return statistics.median(seconds(work) for _ in range(self.rounds))
+
 
 def training(bench: Bench) -> Iterator[Figure]:
     """A whole step: forward, losses, backward, clipping, Adam."""
@@ -145,7 +150,7 @@ def mc(bench: Bench) -> Iterator[Figure]:
     one, other = no_grad(model, batch.images), no_grad(own, images, bench.autocast())
     plain, own_seconds, ratio = bench.turns(lambda: [one() for _ in range(PASSES)], ours, rounds=1)
     yield Figure(f"{PASSES} passes of dropout, batch 4", plain, own_seconds, ratio, "times as fast as plain", "5")
-    single = bench.turns(other, other)[1]
+    single = bench.alone(other)
     yield Figure(
         f"{PASSES} passes / the gates' single pass", own_seconds, single, own_seconds / single, "times its cost", ""
     )
@@ -170,7 +175,7 @@ def epoch(bench: Bench) -> Iterator[Figure]:
         pack_best(1, model.state_dict())
         pack({"trained": model.state_dict(), "optimizer": step.optimizer.state_dict()})
 
-    waiting = statistics.median(seconds(packed) for _ in range(bench.rounds))
+    waiting = bench.alone(packed)
     length = BUSI_STEPS * (aside + inside)
     yield Figure("checkpoint / epoch of BUSI", waiting, length, 100 * waiting / length, "% of the epoch", "at most 2")
 
