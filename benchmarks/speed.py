@@ -191,7 +191,7 @@ class Step:
     def __init__(self, task: Stage1Task, train: TrainSettings, batch: Batch, autocast: torch.autocast) -> None:
         self.task, self.train, self.batch, self.autocast = task.train(), train, batch, autocast
         self.balance = task.balance()
-        self.optimizer = torch.optim.Adam(task.parameters(), lr=1e-3, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.Adam(task.parameters(), lr=1e-3, weight_decay=train.weight_decay, fused=True)
 
     def __call__(self) -> None:
         with self.autocast:

@@ -57,6 +57,8 @@ class ModelSettings(Strict):
     """How a level's two weights follow from its three signals: Eq. 12, or an ablation of it (btinet/models/upa.py)."""
     ungated: tuple[Literal["D1", "D2", "D3", "D4"], ...] = ()
     """Levels whose interaction is always taken whole (w = 1), as all are without UPA (notes B38)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in, in training and ever after; weights and losses are float32 (docs/performance.md)."""
 
     @model_validator(mode="after")
     def _gate_needs_interaction(self) -> ModelSettings:
@@ -195,9 +197,9 @@ VARIANTS: dict[str, Overrides] = {
 }
 """Ablations of BTI-Net (docs/ablations.md); first Table 4's rows, by what they leave out."""
 
-ADDED_SETTINGS: dict[str, Any] = {"gate": "sigmoid", "ungated": []}
+ADDED_SETTINGS: dict[str, Any] = {"gate": "sigmoid", "ungated": [], "precision": "float32"}
 """Settings of the model that came after the first results, and what those were made with. At these values they are
-no part of a run's identity: results keep their run_id when an ablation is added."""
+no part of a run's identity: results keep their run_id when a setting is added."""
 
 
 SplitPolicy = Literal["paper", "clean", "paper-n1503", "manifest"]

@@ -184,12 +184,12 @@ class TestIdentity:
     def test_changes_with_what_alters_the_numbers(self, change: dict[str, Any]) -> None:
         assert run_id(**change).rpartition("-")[2] != run_id().rpartition("-")[2]
 
-    def test_stays_when_an_ablation_is_added(self) -> None:
+    def test_stays_when_a_setting_is_added(self) -> None:
         """Of results made before the gate's ablations came. A fault here makes everyone train everything again."""
         assert run_id() == "phantom-btinet-full-42-tiny-5303e657d4"
-        assert run_id(model={"gate": "sigmoid", "ungated": []}) == run_id()
+        assert run_id(model={"gate": "sigmoid", "ungated": [], "precision": "float32"}) == run_id()
 
-    @pytest.mark.parametrize("model", [{"gate": "linear"}, {"ungated": ["D2"]}], ids=str)
+    @pytest.mark.parametrize("model", [{"gate": "linear"}, {"ungated": ["D2"]}, {"precision": "bfloat16"}], ids=str)
     def test_changes_with_an_added_setting(self, model: dict[str, Any]) -> None:
         assert run_id(model=model).rpartition("-")[2] != run_id().rpartition("-")[2]
 

@@ -22,6 +22,7 @@ from btinet.evaluation.schema import PREDICTIONS
 from btinet.losses import soft_iou
 from btinet.metrics import entropy, foreground, overlap
 from btinet.models.method import Method
+from btinet.models.place import for_inference, place
 from btinet.partitions import partition_file, write_partition
 from btinet.progress import ProgressFile
 from btinet.ranks import Ranks
@@ -68,7 +69,7 @@ def evaluate(
     tables = []
     for stage in bound.run.stages:
         model = load_model(bound, stage, root, len(prepared.manifest.classes))
-        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = for_inference(place(model, device))
         for name in EVALUATED_SPLITS:
             for number, batch in enumerate(data[name].ordered(size, Ranks())):
                 torch.manual_seed(_mc_seed(bound, stage, name, number))
@@ -120,8 +121,8 @@ def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_pictures:
     """The columns that follow from the model; tensors or lists of one value a sample."""
     settings = bound.run.settings.evaluation
     began = time.perf_counter()
-    features = model.encode(batch.images)
-    output = model.decode(features)
+    features = model.features(batch.images)
+    output = model.output(features)
     predicted = foreground(output.seg_logits)
     pred_area = predicted.sum((1, 2, 3)).cpu()  # waits for the device, so that the time is the pass's
     latency = (time.perf_counter() - began) * 1000 / len(batch.labels)

@@ -70,7 +70,7 @@ def mc_dropout(model: Method, features: list[Tensor], masks: Tensor, passes: int
 
     Args:
         model: in evaluation mode.
-        features: what ``model.encode`` returned; nothing before them is random.
+        features: what ``model.features`` returned; nothing before them is random.
         masks: ground truth [B, 1, S, S].
         passes: T >= 1.
     """
@@ -78,7 +78,7 @@ def mc_dropout(model: Method, features: list[Tensor], masks: Tensor, passes: int
     clf_passes = []
     with active_dropout(model, scope):
         for number in range(1, passes + 1):
-            output = model.decode(features)
+            output = model.output(features)
             p = output.seg_logits.sigmoid()
             deviation = p - mean  # Welford: mean of squares less square of the mean would be mostly rounding error
             mean = mean + deviation / number
@@ -130,11 +130,12 @@ def head_dropout(model: Method, features: list[Tensor], passes: int) -> HeadDrop
     head: nn.Module = model.get_submodule("clf_head")
     hook = head.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     try:
-        model.decode(features)
+        model.output(features)
     finally:
         hook.remove()
-    with active_dropout(model, "head"):
-        return HeadDropout(*_class_uncertainty(torch.stack([head(*inputs).softmax(1) for _ in range(passes)])))
+    with active_dropout(model, "head"), model.arithmetic(inputs[0].device):
+        logits = [head(*inputs).float() for _ in range(passes)]
+    return HeadDropout(*_class_uncertainty(torch.stack(logits).softmax(2)))
 
 
 def _class_uncertainty(probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

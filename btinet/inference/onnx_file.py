@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ OPSET = 18
 
 
 def write_onnx(model: Method, size: int, file: Path) -> None:
-    """Export ``images`` uint8 [B, S, S, 3], B of any size, to the named outputs of :class:`SinglePass`.
+    """Export ``images`` uint8 [B, S, S, 3], B of any size, to the named outputs of :class:`SinglePass`, in float32.
 
     Raises:
         InputError: the onnx packages are not installed.
@@ -24,6 +25,8 @@ def write_onnx(model: Method, size: int, file: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError("--onnx needs onnx and onnxscript: pip install 'btinet[onnx]'") from error
+    model = copy.copy(model)
+    model.precision = "float32"
     network = SinglePass(model)
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with torch.no_grad():

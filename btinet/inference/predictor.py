@@ -14,6 +14,7 @@ from btinet.errors import InputError
 from btinet.evaluation.mc_dropout import dropout_layers, mc_dropout
 from btinet.inference.single_pass import SinglePass, numbers
 from btinet.models.method import Method
+from btinet.models.place import for_inference, place
 
 MC_SCOPE = "all"
 
@@ -60,7 +61,7 @@ class Predictor:
     """
 
     def __init__(self, model: Method, classes: tuple[str, ...], device: torch.device, mc_passes: int = 0) -> None:
-        self.network = SinglePass(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = place(SinglePass(for_inference(model)), device)
         self.classes = classes
         self.device = device
         self.mc_passes = mc_passes if dropout_layers(model, MC_SCOPE) else 0
@@ -69,8 +70,8 @@ class Predictor:
     def predict(self, images: list[Prepared], seed: int = 0) -> list[Prediction]:
         """Predict a batch; ``seed`` is of its Monte Carlo dropout."""
         pixels = torch.from_numpy(np.stack([image.pixels for image in images])).to(self.device)
-        features = self.network.encode(pixels)
-        outputs = self.network.outputs(self.network.model.decode(features))
+        features = self.network.features(pixels)
+        outputs = self.network.outputs(self.network.model.output(features))
         rows = numbers(outputs, self.classes)
         if self.mc_passes:
             torch.manual_seed(seed)

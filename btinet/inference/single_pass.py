@@ -26,11 +26,11 @@ class SinglePass(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """RGB images uint8 [B, S, S, 3] -> see :meth:`outputs`."""
-        return self.outputs(self.model.decode(self.encode(images)))
+        return self.outputs(self.model.output(self.features(images)))
 
-    def encode(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor) -> list[Tensor]:
         """RGB images uint8 [B, S, S, 3] -> the model's features."""
-        return self.model.encode(images.permute(0, 3, 1, 2).float() / 255)
+        return self.model.features(images.permute(0, 3, 1, 2).float() / 255)
 
     def outputs(self, output: Output) -> dict[str, Tensor]:
         """Named outputs of a forward pass.

@@ -11,12 +11,16 @@ from btinet.models.encoder import Encoder
 from btinet.models.method import About, Method
 from btinet.models.mscf import MSCF
 from btinet.models.output import Output, Signals
+from btinet.models.pooled import in_float32, modulate, pool
 from btinet.models.tim import TIM
 from btinet.models.upa import UPA
 
 
 class BTINet(Method):
     """Segmentation and classification that exchange features at four decoder levels, gated per sample.
+
+    In a precision below float32 the convolutions compute in it; what is pooled does not: interaction, gates, signals
+    and the classification.
 
     Sizes below are those of the paper: 224x224 input, EfficientNet-B4, levels D1..D4 of 384@14, 192@28, 96@56, 48@112.
     """
@@ -63,24 +67,27 @@ class BTINet(Method):
     def decode(self, features: list[Tensor]) -> Output:
         """The five refined features -> prediction and signals."""
         s1, s2, s3, s4, bridge = features
-        pooled_stages = [stage.mean((2, 3)) for stage in (bridge, s4, s3, s2)]
+        pooled_stages = [pool(stage) for stage in (bridge, s4, s3, s2)]
         d = bridge
         vectors: list[Tensor] = []
         signals: list[Signals] = []
         for level, skip in enumerate((s4, s3, s2, s1)):
             d = self.levels[level](d, skip)
-            f = self.clf_start[level](pooled_stages[level])
-            if self.tim:
-                pooled = d.mean((2, 3))
-                interaction = self.tim[level](pooled, f)
-                if self.upa:
-                    d, f, level_signals = self.upa[level](d, pooled, f, interaction)
-                    signals.append(level_signals)
-                else:  # ablation: the whole interaction, always
-                    d, f = d * interaction.mu[:, :, None, None], interaction.f_enh  # Eq. 8
+            with in_float32(d.device):
+                f = self.clf_start[level](pooled_stages[level])
+                if self.tim:
+                    pooled = pool(d)
+                    interaction = self.tim[level](pooled, f)
+                    if self.upa:
+                        d, f, level_signals = self.upa[level](d, pooled, f, interaction)
+                        signals.append(level_signals)
+                    else:  # ablation: the whole interaction, always
+                        d, f = modulate(d, interaction.mu), interaction.f_enh  # Eq. 8
             vectors.append(f)
         descriptor = torch.cat([*reversed(pooled_stages), *vectors], dim=1)  # 3280 + 4 * 256 = 4304
-        return Output(self.seg_head(d), self.clf_head(descriptor), Signals.stack(signals) if signals else None)
+        seg_logits = self.seg_head(d)
+        with in_float32(d.device):
+            return Output(seg_logits, self.clf_head(descriptor), Signals.stack(signals) if signals else None)
 
     def gated_levels(self) -> list[int]:
         """Which of the four levels have a gate that learns: all, but in ablations."""

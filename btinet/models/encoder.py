@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import btinet.torchvision_compat  # noqa: F401  isort: skip  (must come before timm)
 import timm
+from timm.layers import Conv2dSame
 
 from btinet.errors import InputError
+from btinet.models.pooled import in_float32
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,9 @@ class Encoder(nn.Module):
         if not name.startswith(FAMILIES) or not timm.is_model(name):
             raise InputError(f"model.encoder: {name!r} is not one of timm's {', '.join(FAMILIES)}*")
         self.net = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
+        for layer in self.net.modules():
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1 and (layer.kernel_size[0] > 3 or layer.stride[0] > 1):
+                layer.__class__ = DepthwiseSame if isinstance(layer, Conv2dSame) else Depthwise
         first_blocks = [self.net.blocks[stage][0] for stage in TAP_STAGES]
         self.channels = [block.conv_pw.out_channels for block in first_blocks] + [self.net.conv_head.out_channels]
         mean, std = (torch.tensor(self.net.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -102,6 +107,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error}); see README, 'ImageNet weights'") from error
+
+
+class InFloat32:
+    """A convolution that computes in float32 where gradients in bfloat16 take a CPU several times as long."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x)  # type: ignore[misc]
+        with in_float32(x.device):
+            return super().forward(x.float()).to(x.dtype)  # type: ignore[misc]
+
+
+class Depthwise(InFloat32, nn.Conv2d):
+    """Of timm's blocks, with a kernel of 5x5 or a stride of 2."""
+
+
+class DepthwiseSame(InFloat32, Conv2dSame):
+    """The same with TensorFlow's padding."""
 
 
 def expand_and_finish(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,26 @@ class Method(nn.Module, ABC):
     def __init__(self, settings: ModelSettings, classes: int) -> None:
         """A freshly initialised network for so many classes."""
         super().__init__()
+        self.precision = settings.precision
+
+    def forward(self, images: Tensor) -> Output:
+        """RGB [B, 3, S, S] in [0, 1] -> segmentation logits [B, 1, S, S], class logits [B, K] or None."""
+        return self.output(self.features(images))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """:meth:`encode` in the model's precision."""
+        with self.arithmetic(images.device):
+            return self.encode(images)
+
+    def output(self, features: list[Tensor]) -> Output:
+        """:meth:`decode` in the model's precision; float32 comes out."""
+        with self.arithmetic(features[0].device):
+            output = self.decode(features)
+        return output if self.precision == "float32" else output.float()
+
+    def arithmetic(self, device: torch.device) -> AbstractContextManager[Any]:
+        """In which the model's layers compute in its precision."""
+        return nullcontext() if self.precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
     @abstractmethod
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -54,10 +75,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: list[Tensor]) -> Output:
         """Features -> prediction."""
-
-    def forward(self, images: Tensor) -> Output:
-        """RGB [B, 3, S, S] in [0, 1] -> segmentation logits [B, 1, S, S], class logits [B, K] or None."""
-        return self.decode(self.encode(images))
 
     def last_shared(self) -> nn.Parameter:
         """The last weights that all tasks share, whose gradients GradNorm compares."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 class Signals(NamedTuple):
@@ -62,6 +63,11 @@ class Output(NamedTuple):
 
     penalty: Tensor | None = None
     """A loss of the method's own, a scalar that is added to those of the tasks in training."""
+
+    def float(self) -> Output:
+        """The same in float32."""
+        converted: Output = tree_map(lambda value: value.float() if torch.is_tensor(value) else value, self)
+        return converted
 
     def supervised(self) -> tuple[Supervised, ...]:
         """What the losses are taken of."""

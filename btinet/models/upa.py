@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from btinet.models.output import Signals
+from btinet.models.pooled import modulate, pool, summing
 from btinet.models.tim import Interaction
 
 Gate = Literal["sigmoid", "softmax", "linear", "random", "off"]
@@ -59,11 +60,11 @@ class UPA(nn.Module):
         clf_energy = torch.log1p(interaction.f_enh.var(dim=1, correction=0))  # Eq. 11
         u = torch.stack([align, seg_energy, clf_energy], dim=1)
         w_seg, w_clf = self.weights(u).unbind(dim=1)
-        d_final = d * (1 + w_seg[:, None] * modulation)[:, :, None, None]  # Eq. 13
+        d_final = modulate(d, 1 + w_seg[:, None] * modulation)  # Eq. 13
         f_final = f + w_clf[:, None] * residual_clf  # Eq. 14
         with torch.no_grad():
-            magnitude = d.abs().mean((2, 3))
-            power = d.square().mean((2, 3))
+            magnitude = pool(d.abs())
+            power = pool(d.square())
             signals = Signals(
                 w_seg=w_seg,
                 w_clf=w_clf,
@@ -97,6 +98,7 @@ def gradient_energy(d: Tensor) -> Tensor:
 
     The last row and column have no forward difference and count as 0.
     """
-    vertical = (d[:, :, 1:] - d[:, :, :-1]).abs().sum((1, 2, 3))
-    horizontal = (d[:, :, :, 1:] - d[:, :, :, :-1]).abs().sum((1, 2, 3))
+    rows = d.permute(0, 2, 3, 1)  # as it lies in memory, so that the gradients of the slices do too
+    vertical = (rows[:, 1:] - rows[:, :-1]).abs().sum((1, 2, 3), dtype=summing(d))
+    horizontal = (rows[:, :, 1:] - rows[:, :, :-1]).abs().sum((1, 2, 3), dtype=summing(d))
     return (vertical + horizontal) / d[0].numel()

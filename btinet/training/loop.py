@@ -106,7 +106,7 @@ def fit(
     groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": settings.weight_decay}]
     if balance.parameters():
         groups.append({"params": balance.parameters()})
-    optimizer = torch.optim.Adam(groups, lr=stage.learning_rate)
+    optimizer = torch.optim.Adam(groups, lr=stage.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer,
         mode=task.mode,

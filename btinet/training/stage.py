@@ -17,6 +17,7 @@ from btinet.datasets.prepared import open_prepared
 from btinet.datasets.splits import load_split
 from btinet.errors import InputError
 from btinet.models.method import Method
+from btinet.models.place import place
 from btinet.models.registry import build
 from btinet.partitions import partition_file, write_partition
 from btinet.progress import ProgressFile
@@ -111,7 +112,7 @@ def train_stage(
             f"{settings.train.batch_size}; raise max_samples or lower train.batch_size"
         )
     task = _task(bound, stage, root, len(prepared.manifest.classes))
-    task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(task, device)
 
     progress_file = ProgressFile(folder / "progress.json")
 

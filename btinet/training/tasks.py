@@ -150,5 +150,5 @@ class Stage2Task(Task):
     def forward(self, batch: Batch, ranks: Ranks) -> dict[str, Tensor]:
         """Losses of a batch."""
         with torch.no_grad():
-            features = self.model.encode(batch.images)
-        return {"gate": self.gate_loss(self.model.decode(features), batch, ranks)}
+            features = self.model.features(batch.images)
+        return {"gate": self.gate_loss(self.model.output(features), batch, ranks)}

@@ -16,11 +16,13 @@ import torch
 
 from btinet.catalog import find_run
 from btinet.errors import InputError
+from btinet.evaluation.evaluate import evaluate, predictions_file
 from btinet.inference.images import Opened, find_images, open_image
 from btinet.inference.package import export, load_package, open_package
+from btinet.inference.predictor import Predictor, Prepared
 from btinet.inference.single_pass import SinglePass
 from btinet.storage import Storage
-from tests.training.micro import KEY, Bench
+from tests.training.micro import KEY, Bench, bench
 
 CPU = torch.device("cpu")
 
@@ -122,6 +124,28 @@ def with_onnx(micro: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx") / "p"
     export(find_run(KEY, micro.root), folder, CPU, onnx=True)
     return folder
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """It predicts as it was evaluated; its ONNX file, which is in float32, nearly so."""
+    made = bench(tmp_path, tmp_path_factory.getbasetemp(), model={"precision": "bfloat16"})
+    made.train(1, 2)
+    evaluate(made.bound, made.root, CPU)
+    export(find_run(KEY, made.root), tmp_path / "p", CPU, onnx=True)
+    table = predictions_file(made.root, made.bound).read_table().to_pylist()
+    evaluated = next(row for row in table if row["stage"] == 2 and row["split"] == "test")
+    package = load_package(Storage(str(tmp_path / "p")))
+    prepared = made.prepared()
+    row = prepared.samples["sample_id"].to_pylist().index(evaluated["sample_id"])
+    image = Prepared(prepared.images(np.array([row]))[0].numpy(), 32, 32)
+    (prediction,) = Predictor(package.model, package.info.classes, CPU).predict([image])
+    session = onnxruntime.InferenceSession(str(tmp_path / "p" / "model.onnx"), providers=["CPUExecutionProvider"])
+    (in_float32,) = session.run(["class_probability"], {"images": image.pixels[None]})
+    probabilities = [value for name, value in prediction.numbers.items() if name.startswith("p_")]
+    assert probabilities == pytest.approx(evaluated["probs"], abs=0.02)
+    assert probabilities == pytest.approx(in_float32[0].tolist(), abs=0.02)
+    assert probabilities != in_float32[0].tolist()
 
 
 @pytest.mark.slow

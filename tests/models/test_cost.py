@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from btinet.config import PRESETS, Settings
 from btinet.models.cost import Cost, cost, multiply_adds
+from btinet.models.decoder import Upsample2x
 from btinet.models.registry import build
 
 PAPER, TINY = Settings(), Settings.model_validate(PRESETS["tiny"])
@@ -26,11 +27,11 @@ def by_layer(model: nn.Module, size: int) -> int:
         if isinstance(layer, nn.Linear):
             places = output.numel() // layer.out_features
         else:  # a transposed convolution's weights are applied once at each input pixel, a convolution's at each output
-            places = prod((inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output).shape[2:])
-        counts.append(places * layer.weight.numel())
+            places = prod((inputs[0] if isinstance(layer, (nn.ConvTranspose2d, Upsample2x)) else output).shape[2:])
+        counts.append(places * (layer.conv if isinstance(layer, Upsample2x) else layer).weight.numel())
 
     for layer in model.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, Upsample2x, nn.Linear)):
             layer.register_forward_hook(count)  # type: ignore[arg-type]
     with torch.no_grad():
         model.eval()(torch.empty(1, 3, size, size, device="meta"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,13 +87,20 @@ class Bench(NamedTuple):
             train_stage(self.bound, stage, self.root, CPU, on_progress)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several, and sums depend on how many there are. For modules that import this."""
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several, and sums depend on how many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules that import this."""
+    with on_one_thread():
+        yield
 
 
 def settings(storage: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -136,8 +144,9 @@ def _prepared_storage(base: Path) -> Path:
 @cache
 def _finished_storage(base: Path) -> Path:
     made = bench(base / "micro-finished", base)
-    made.train(1, 2)
-    evaluate(made.bound, made.root, CPU)
+    with on_one_thread():
+        made.train(1, 2)
+        evaluate(made.bound, made.root, CPU)
     return Path(made.root.path)
 
 

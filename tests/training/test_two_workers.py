@@ -106,7 +106,7 @@ def assert_same_weights(one: Bench, two: Storage, stage: int) -> None:
     def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
         return sum((one[name].double() - other[name].double()).square().sum().item() for name in trained) ** 0.5
 
-    assert distance(found, expected) < 1e-3 * distance(expected, before)
+    assert distance(found, expected) < 1e-2 * distance(expected, before)
     for name in expected.keys() - set(trained):
         assert torch.equal(found[name], expected[name])
 

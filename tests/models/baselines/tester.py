@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
 from btinet.config import PRESETS, ModelSettings
 from btinet.models.method import Method
 from btinet.models.output import Output
+from btinet.models.place import for_inference
 
 CLASSES = 3
 PAPER = ModelSettings()
@@ -82,6 +84,36 @@ class MethodTester:
             total.backward()  # type: ignore[no-untyped-call]
             reached |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         assert {name for name, _ in model.named_parameters()} - reached == set()
+
+    def test_in_bfloat16(self, model: Method) -> None:
+        """Float32 comes out, near the float32 model's, and a gradient reaches the float32 weights."""
+        model.eval()
+        with torch.no_grad():
+            exact = model(images())
+            model.precision = "bfloat16"
+            rounded = model(images())
+        for a, b in zip(tensors(exact), tensors(rounded), strict=True):
+            assert b.dtype == torch.float32 and not torch.equal(a, b)
+            torch.testing.assert_close(b, a, rtol=0.1, atol=0.1 * float(a.abs().max()))
+        total = sum(tensor.sum() for tensor in tensors(model.train()(images(96, 4))))
+        assert isinstance(total, torch.Tensor)
+        total.backward()  # type: ignore[no-untyped-call]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert gradients and {gradient.dtype for gradient in gradients} == {torch.float32}
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+    def test_for_inference_it_computes_the_same(self, model: Method) -> None:
+        torch.manual_seed(1)
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):  # as after a training
+                nn.init.normal_(module.running_mean, std=0.1)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+        with torch.no_grad():
+            before = tensors(model(images()))
+            after = tensors(for_inference(model)(images()))
+        for a, b in zip(before, after, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
 
     def test_parameter_count(self) -> None:
         with torch.device("meta"):
