@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,8 @@ class BTINet(Method):
 
     Sizes below are those of the paper: 224x224 input, EfficientNet-B4, levels D1..D4 of 384@14, 192@28, 96@56, 48@112.
     """
+
+    levels: Any  # DecoderLevel each; ModuleList has no types
 
     about = About(
         "BTI-Net",
@@ -61,18 +65,20 @@ class BTINet(Method):
         self.clf_head = ClassificationHead(s2 + s3 + s4 + bridge + 4 * settings.clf_dim, classes, settings.dropout)
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """RGB [B, 3, S, S] in [0, 1] -> s1..s4 and bridge after MSCF. Nothing in it is random in eval mode."""
-        return [context(tap) for context, tap in zip(self.context, self.encoder(images), strict=True)]
+        """RGB [B, 3, S, S] in [0, 1] -> s1..s4 and bridge after MSCF, and D1 before its dropout, the first thing that
+        is random in Monte Carlo dropout."""
+        features = [context(tap) for context, tap in zip(self.context, self.encoder(images), strict=True)]
+        s4, bridge = features[3:]
+        return [*features, self.levels[0].before_dropout(bridge, s4)]
 
     def decode(self, features: list[Tensor]) -> Output:
-        """The five refined features -> prediction and signals."""
-        s1, s2, s3, s4, bridge = features
+        """What :meth:`encode` returned -> prediction and signals."""
+        s1, s2, s3, s4, bridge, d = features
         pooled_stages = [pool(stage) for stage in (bridge, s4, s3, s2)]
-        d = bridge
         vectors: list[Tensor] = []
         signals: list[Signals] = []
-        for level, skip in enumerate((s4, s3, s2, s1)):
-            d = self.levels[level](d, skip)
+        for level, skip in enumerate((None, s3, s2, s1)):
+            d = self.levels[0].dropout(d) if skip is None else self.levels[level](d, skip)
             with in_float32(d.device):
                 f = self.clf_start[level](pooled_stages[level])
                 if self.tim:

@@ -62,11 +62,16 @@ class DecoderLevel(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
         )
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """[B, Cin, H, W] and skip [B, Cs, 2H, 2W] -> D_l [B, Cout, 2H, 2W]."""
+        level: Tensor = self.dropout(self.before_dropout(x, skip))
+        return level
+
+    def before_dropout(self, x: Tensor, skip: Tensor) -> Tensor:
+        """All of :meth:`forward` that is not random."""
         up = self.up(x)
         level: Tensor = self.conv(torch.cat([up, self.gate(skip, up)], dim=1))
         return level
