@@ -28,9 +28,14 @@ def model() -> BTINet:
 
 
 @pytest.fixture(scope="module")
-def features(model: BTINet) -> list[Tensor]:
+def images() -> Tensor:
+    return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def features(model: BTINet, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return model.encode(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+        return model.features(images)
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +46,19 @@ def masks() -> Tensor:
     return masks
 
 
-def modes(model: nn.Module) -> list[bool]:
-    return [module.training for module in model.modules()]
+def is_untouched(model: nn.Module) -> bool:
+    return not any(module.training or module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("scope", ["all", "head"])
-def test_statistics(model: BTINet, features: list[Tensor], masks: Tensor, scope: str) -> None:
+def test_statistics(model: BTINet, images: Tensor, features: list[Tensor], masks: Tensor, scope: str) -> None:
+    """Those of as many whole passes with the same dropout masks."""
     torch.manual_seed(5)
     found = mc_dropout(model, features, masks, PASSES, scope)
 
     torch.manual_seed(5)
     with torch.no_grad(), active_dropout(model, scope):
-        outputs = [model.decode(features) for _ in range(PASSES)]
+        outputs = [model(images) for _ in range(PASSES)]
     p = np.stack([1 / (1 + np.exp(-output.seg_logits[:, 0].double().numpy())) for output in outputs])  # [T, B, S, S]
     q = np.stack([output.clf_logits.double().softmax(1).numpy() for output in outputs])  # [T, B, K]
     binary = entropy(np.stack([p, 1 - p]), axis=0)
@@ -103,7 +109,7 @@ def test_the_encoder_runs_once(model: BTINet, features: list[Tensor], masks: Ten
 def test_model_is_left_as_it_was(model: BTINet, features: list[Tensor], masks: Tensor, scope: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     mc_dropout(model, features, masks, 2, scope)
-    assert not any(modes(model))
+    assert is_untouched(model)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)  # BatchNorm's statistics among them
 
@@ -111,17 +117,30 @@ def test_model_is_left_as_it_was(model: BTINet, features: list[Tensor], masks: T
 def test_model_is_left_as_it_was_after_an_error(model: BTINet, features: list[Tensor], masks: Tensor) -> None:
     with pytest.raises(RuntimeError):
         mc_dropout(model, [feature[:, :1] for feature in features], masks, 2, "all")
-    assert not any(modes(model))
+    assert is_untouched(model)
 
 
 @pytest.mark.parametrize("scope, expected", [("all", 5), ("head", 1)])
 def test_what_is_active(model: BTINet, scope: str, expected: int) -> None:
     """Four decoder levels and the classification head; never stochastic depth, never BatchNorm (notes B3)."""
     with active_dropout(model, scope):
-        training = [module for module in model.modules() if module.training]
-        assert all(isinstance(module, nn.Dropout) and module.p == 0.3 for module in training)
-        assert len(training) == expected
-        assert model.clf_head[3].training
+        active = [module for module in model.modules() if module._forward_hooks]
+        assert not any(module.training for module in model.modules())
+    assert all(isinstance(module, nn.Dropout) and module.p == 0.3 for module in active)
+    assert len(active) == expected
+    assert model.clf_head[3] in active
+
+
+def test_dropout_is_torchs(model: BTINet) -> None:
+    """Seven tenths are kept and scaled, the same for every channel and sample; none of it where it is not active."""
+    layer, ones = model.levels[0].dropout, torch.ones(8, 50, 40, 40)
+    with active_dropout(model, "all"):
+        dropped = layer(ones)
+    assert torch.equal(layer(ones), ones)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    shares = (dropped > 0).float().mean((2, 3))
+    assert shares.mean().item() == pytest.approx(0.7, abs=4 * (0.21 / ones.numel()) ** 0.5)
+    assert (shares - 0.7).abs().max() < 5 * (0.21 / 1600) ** 0.5
 
 
 def test_one_pass_has_no_spread(model: BTINet, features: list[Tensor], masks: Tensor) -> None:
@@ -142,7 +161,7 @@ def test_head_only_is_what_the_whole_model_gives_with_the_head_active(
     for name, values in head._asdict().items():
         torch.testing.assert_close(values, getattr(whole, name))
     assert (head.clf_var > 0).all()
-    assert not any(modes(model)) and not model.clf_head._forward_pre_hooks
+    assert is_untouched(model) and not model.clf_head._forward_pre_hooks
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if "clf" in METHODS[name].about.tasks])
