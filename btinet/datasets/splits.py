@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from btinet.config import SplitPolicy
 from btinet.datasets.duplicates import clusters
@@ -187,6 +186,8 @@ def _part(
     units: NDArray[np.int64], unit_label: dict[int, int], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Part units, stratified, into the rest and a random ``share``."""
+    from sklearn.model_selection import train_test_split  # a second, which each process of a run would spend
+
     stratify = [unit_label[unit] for unit in units]
     rest, drawn = train_test_split(units, test_size=share, random_state=seed, stratify=stratify)
     return rest, drawn
