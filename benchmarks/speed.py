@@ -19,6 +19,7 @@ import platform
 import resource
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -136,6 +137,10 @@ class Bench:
         medians = [statistics.median(pair[side] for pair in pairs) for side in (0, 1)]
         return medians[0], medians[1], statistics.median(one / other for one, other in pairs)
 
+    def fastest(self, work: Callable[[], object]) -> float:
+        """Seconds of one thing when nothing disturbs it."""
+        return min(seconds(work) for _ in range(3 * self.rounds))
+
     def alone(self, work: Callable[[], object]) -> float:
         """Median seconds of one thing."""
         work()
@@ -220,6 +225,62 @@ def epoch(bench: Bench) -> Iterator[Figure]:
     yield Figure("peak memory after 5 steps more", before, peak_mb(), peak_mb() - before, "MB grown", "0")
 
 
+def bound(bench: Bench) -> Iterator[Figure]:
+    """How near an inference pass comes to what this machine's rates allow, by kind of layer.
+
+    A layer can take no less than its multiply-adds at the rate of the fastest large convolution or matrix product here,
+    or its input, output and weights at the rate at which memory is copied, whichever is longer.
+    """
+    dtype = getattr(torch, bench.precision)
+    square, kernel = torch.rand(2048, 2048).to(dtype), torch.rand(256, 256, 3, 3).to(dtype)
+    maps = torch.rand(8, 256, 56, 56).to(dtype).contiguous(memory_format=LAYOUT)
+    product = 2 * 2048**3 / bench.fastest(lambda: square @ square)
+    convolution = 2 * maps.numel() * 256 * 9 / bench.fastest(lambda: nn.functional.conv2d(maps, kernel, padding=1))
+    large, target = torch.rand(2**26), torch.empty(2**26)
+    rate, bandwidth = max(product, convolution), 2 * large.nbytes / bench.fastest(lambda: target.copy_(large))
+    yield Figure(
+        "arithmetic / copying", rate / 1e9, bandwidth / 1e9, rate / bandwidth, "FLOP a byte; GFLOP, GB a s", ""
+    )
+
+    model, images = for_inference(bench.ours().eval()), make_batch(8).images.contiguous(memory_format=LAYOUT)
+    least: dict[str, float] = defaultdict(float)
+    taken: dict[str, float] = defaultdict(float)
+    entered: list[float] = []
+
+    def leave(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        now = time.perf_counter()
+        weight = (layer.conv if isinstance(layer, Upsample2x) else layer).weight
+        assert isinstance(weight, torch.Tensor)
+        places = (inputs[0] if isinstance(layer, Upsample2x) else output)[:, 0].numel()
+        numbers = inputs[0].numel() + output.numel() + weight.numel()
+        least[kind(layer)] += max(2 * places * weight.numel() / rate, numbers * dtype.itemsize / bandwidth)
+        taken[kind(layer)] += now - entered.pop()
+
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, Upsample2x)):
+            layer.register_forward_pre_hook(lambda *_: entered.append(time.perf_counter()))
+            layer.register_forward_hook(leave)
+    run = no_grad(model, images)
+    run()
+    least.clear()
+    taken.clear()
+    total = statistics.mean(seconds(run) for _ in range(bench.rounds))
+    for name in sorted(taken, key=taken.__getitem__, reverse=True):
+        allowed, took = least[name] / bench.rounds, taken[name] / bench.rounds
+        yield Figure(f"bound / {name}", allowed, took, 100 * allowed / took, "% of what the rates allow", "")
+    rest = total - sum(taken.values()) / bench.rounds
+    yield Figure("all else / inference, batch 8", rest, total, 100 * rest / total, "% of the pass", "")
+
+
+def kind(layer: nn.Module) -> str:
+    if isinstance(layer, Upsample2x):
+        return "transposed convolutions"
+    assert isinstance(layer, nn.Conv2d)
+    if layer.groups > 1:
+        return "depthwise convolutions"
+    return f"{layer.kernel_size[0]}x{layer.kernel_size[1]} convolutions"
+
+
 class Step:
     """One step of stage 1 on the same batch."""
 
@@ -276,7 +337,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-WORKS = {function.__name__: function for function in (training, inference, gates, mc, epoch)}
+WORKS = {function.__name__: function for function in (training, inference, bound, gates, mc, epoch)}
 
 
 def main() -> None:
