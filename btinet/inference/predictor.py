@@ -54,7 +54,7 @@ class Predictor:
     """One forward pass an image.
 
     Args:
-        model: trained.
+        model: trained; it is changed to predict faster.
         classes: class names.
         device: where to compute.
         mc_passes: Monte Carlo dropout passes of the decoder beside it; 0 leaves them out.
