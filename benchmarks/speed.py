@@ -22,7 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ LAYOUT = torch.channels_last
 CPU = torch.device("cpu")
 M_MMAP_THRESHOLD = -3
 OUT = Path("build/bench")
+
+M = TypeVar("M", bound=Method)
 
 
 class Figure(NamedTuple):
@@ -82,7 +84,19 @@ class PlainMSCF(MSCF):
         return fused
 
 
-PLAIN = {Upsample2x: PlainUpsample2x, MSCF: PlainMSCF, DilatedDepthwise: nn.Conv2d}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    Upsample2x: PlainUpsample2x,
+    MSCF: PlainMSCF,
+    DilatedDepthwise: nn.Conv2d,
+}
+
+
+def plainly(model: M, forms: dict[type[nn.Module], type[nn.Module]] = PLAIN) -> M:
+    """The same model, changed to compute as a textbook writes it."""
+    for module in model.modules():
+        if type(module) in forms:
+            module.__class__ = forms[type(module)]
+    return model
 
 
 class Bench:
@@ -104,11 +118,7 @@ class Bench:
         )
 
     def plain(self) -> Method:
-        model = self._model("float32")
-        for module in model.modules():
-            if type(module) in PLAIN:
-                module.__class__ = PLAIN[type(module)]
-        return model
+        return plainly(self._model("float32"))
 
     def ours(self, **changes: object) -> Method:
         return place(self._model(self.precision, **changes), CPU)
@@ -161,15 +171,15 @@ def inference(bench: Bench) -> Iterator[Figure]:
     """Mask, class and all signals."""
     model, own = bench.plain().eval(), for_inference(bench.ours().eval())
     for size in (8, 1):
-        images = make_batch(size).images
-        plain, ours, ratio = bench.turns(no_grad(model, images), no_grad(own, images.contiguous(memory_format=LAYOUT)))
+        batch = make_batch(size)
+        plain, ours, ratio = bench.turns(no_grad(model, batch.images), no_grad(own, in_layout(batch).images))
         yield Figure(f"inference, batch {size}", plain, ours, ratio, "times as fast as plain", "3")
         yield Figure(f"inference, batch {size}", plain, ours, size / ours, "images/s", "34" if size == 8 else "")
 
 
 def gates(bench: Bench) -> Iterator[Figure]:
     """What UPA and TIM cost of a pass."""
-    images = make_batch(8).images.contiguous(memory_format=LAYOUT)
+    images = in_layout(make_batch(8)).images
     changes: list[dict[str, object]] = [{"upa": False, "tim": False}, {}]
     without, whole = (no_grad(for_inference(bench.ours(**change).eval()), images) for change in changes)
     pairs = [(seconds(without), seconds(whole)) for _ in range(1 + 3 * bench.rounds)][1:]
@@ -181,7 +191,7 @@ def gates(bench: Bench) -> Iterator[Figure]:
 def mc(bench: Bench) -> Iterator[Figure]:
     """Monte Carlo dropout: features once, decoder PASSES times; against as many whole plain passes."""
     own, batch = for_inference(bench.ours().eval()), make_batch(4)
-    images = batch.images.contiguous(memory_format=LAYOUT)
+    images = in_layout(batch).images
 
     @torch.no_grad()
     def ours() -> None:
@@ -242,7 +252,7 @@ def bound(bench: Bench) -> Iterator[Figure]:
         "arithmetic / copying", rate / 1e9, bandwidth / 1e9, rate / bandwidth, "FLOP a byte; GFLOP, GB a s", ""
     )
 
-    model, images = for_inference(bench.ours().eval()), make_batch(8).images.contiguous(memory_format=LAYOUT)
+    model, images = for_inference(bench.ours().eval()), in_layout(make_batch(8)).images
     least: dict[str, float] = defaultdict(float)
     taken: dict[str, float] = defaultdict(float)
     entered: list[float] = []

@@ -64,7 +64,9 @@ class DilatedDepthwise(nn.Conv2d):
         if not pays:
             return super().forward(x)
         rows, columns = -(-height // d), -(-width // d)
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, columns * d - width, 0, rows * d - height))
+        padded = x.permute(0, 2, 3, 1)
+        if (height, width) != (rows * d, columns * d):  # torch copies where there is nothing to pad, too
+            padded = F.pad(padded, (0, 0, 0, columns * d - width, 0, rows * d - height))
         maps = padded.reshape(-1, rows, d, columns, d, self.in_channels).permute(0, 2, 4, 1, 3, 5)
         small = maps.reshape(-1, rows, columns, self.in_channels).permute(0, 3, 1, 2)
         convolved = F.conv2d(small, self.weight, padding=1, groups=self.in_channels).permute(0, 2, 3, 1)

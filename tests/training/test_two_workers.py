@@ -106,7 +106,8 @@ def assert_same_weights(one: Bench, two: Storage, stage: int) -> None:
     def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
         return sum((one[name].double() - other[name].double()).square().sum().item() for name in trained) ** 0.5
 
-    assert distance(found, expected) < 1e-2 * distance(expected, before)
+    tolerance = 1e-3 if stage == 1 else 1e-2  # of the gates' few weights one such alone is three thousandths
+    assert distance(found, expected) < tolerance * distance(expected, before)
     for name in expected.keys() - set(trained):
         assert torch.equal(found[name], expected[name])
 
