@@ -167,7 +167,8 @@ class Storage:
 
     def read_table(self) -> pa.Table:
         """Read one Parquet file."""
-        return pq.read_table(io.BytesIO(self.read_bytes()))
+        # not pq.read_table: its threads may still let go of what it read when the process ends, which aborts it
+        return pq.ParquetFile(pa.BufferReader(self.read_bytes())).read()
 
     def sha256(self) -> str:
         with self.fs.open(self.path, "rb") as stream:

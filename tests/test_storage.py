@@ -317,3 +317,12 @@ def test_check_writable_soon_tells_that_no_server_answers(listening: bool, monke
     message = str(caught.value)
     assert message.startswith(f"storage s3://bucket/prefix at endpoint {endpoint} cannot be written: ")
     assert "check the bucket's name, the endpoint (storage.endpoint or AWS_ENDPOINT_URL)" in message
+
+
+def test_a_process_that_has_just_read_a_table_ends_well(tmp_path: Path) -> None:
+    """pq.read_table leaves threads behind that abort three processes of ten (apache/arrow#34314)."""
+    file = tmp_path / "t.parquet"
+    Storage(str(file)).write_table(pa.table({"a": list(range(1000)), "b": ["x"] * 1000}))
+    command = [sys.executable, "-c", f"from btinet.storage import Storage; Storage({str(file)!r}).read_table()"]
+    for _ in range(20):
+        subprocess.run(command, check=True)
