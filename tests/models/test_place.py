@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed import PLAIN, PlainUpsample2x, plainly
-from btinet.config import PRESETS, LossSettings, ModelSettings
+from benchmarks.speed import PlainUpsample2x, plainly
+from btinet.config import PRESETS, LossSettings, ModelSettings, StageSettings
 from btinet.models.btinet import BTINet
 from btinet.models.decoder import Upsample2x
 from btinet.models.mscf import DilatedDepthwise
@@ -21,8 +21,9 @@ from btinet.training.tasks import Batch, Stage1Task
 from tests.models.baselines.tester import CLASSES, TINY, images
 
 CPU = torch.device("cpu")
-STEPS = 5
-CONVOLUTIONS = {layer: PLAIN[layer] for layer in (DilatedDepthwise, Upsample2x)}
+STEPS = 10
+LEARNING_RATE = StageSettings().learning_rate
+"""At three times that, Adam makes 2e-5 of the losses' rounding within five steps, whatever the form of the model."""
 
 
 class TestConvolutions:
@@ -64,7 +65,7 @@ def batch() -> Batch:
 def losses(model: BTINet, fused: bool) -> list[float]:
     """Of the first steps of stage 1."""
     task = Stage1Task(model.train(), LossSettings())
-    optimizer = torch.optim.Adam(task.parameters(), lr=1e-3, fused=fused)
+    optimizer = torch.optim.Adam(task.parameters(), lr=LEARNING_RATE, fused=fused)
     found = []
     for _ in range(STEPS):
         terms = task(batch(), Ranks.alone())
@@ -85,7 +86,7 @@ def fresh(precision: str = "float32") -> BTINet:
 
 class TestTraining:
     def test_float32_as_plainly(self) -> None:
-        fast, plain = losses(place(fresh(), CPU), fused=True), losses(plainly(fresh(), CONVOLUTIONS), fused=False)
+        fast, plain = losses(place(fresh(), CPU), fused=True), losses(plainly(fresh()), fused=False)
         assert fast == pytest.approx(plain, rel=1e-5)
         assert plain[-1] < plain[0]
 
@@ -93,7 +94,7 @@ class TestTraining:
         """Stated in docs/performance.md: within 2 % over the first steps."""
         rounded, exact = (
             losses(place(fresh("bfloat16"), CPU), fused=True),
-            losses(plainly(fresh(), CONVOLUTIONS), fused=False),
+            losses(plainly(fresh()), fused=False),
         )
         assert rounded != exact
         assert rounded == pytest.approx(exact, rel=0.02)
