@@ -11,9 +11,9 @@ from btinet.datasets.prepare import Prepared, import_store, prepare
 from btinet.datasets.prepared import open_prepared
 from btinet.datasets.splits import load_split, split_id
 from btinet.errors import InputError
-from btinet.models.registry import TRANSFORMERS, method_class
+from btinet.models.registry import check_method, method_class, transformers
 from btinet.storage import Storage, file_sha256
-from btinet.training.stage import weights_file
+from btinet.training.outputs import weights_file
 
 
 def open_storage(experiment: Experiment) -> Storage:
@@ -30,7 +30,7 @@ def check_inputs(experiment: Experiment) -> None:
         InputError: naming the field and the remedy.
     """
     for method in experiment.methods:
-        method_class(method)
+        check_method(method)
     _weights_paths(experiment)
 
 
@@ -62,13 +62,13 @@ def publish_weights(experiment: Experiment, root: Storage) -> dict[str, str]:
 
 def bind(run: Run, prepared_hash: str, weights: Mapping[str, str]) -> BoundRun:
     """Tie a run to its data and initial weights, as :func:`publish_weights` gives them."""
-    method = method_class(run.method)
+    method = method_class(run.method) if weights else None  # loading it takes seconds
     return BoundRun(
         run=run,
         prepared=prepared_hash,
         split=split_id(run.dataset.split, run.seed),
-        weights_sha256=weights.get(run.settings.model.encoder) if method.shares_encoder else None,
-        transformer_sha256=weights.get(method.transformer) if method.transformer else None,
+        weights_sha256=weights.get(run.settings.model.encoder) if method and method.shares_encoder else None,
+        transformer_sha256=weights.get(method.transformer) if method and method.transformer else None,
     )
 
 
@@ -112,11 +112,10 @@ def _prepared_hash(experiment: Experiment, dataset: DatasetSettings, root: Stora
 
 def _weights_paths(experiment: Experiment) -> dict[str, Path]:
     """Files of initial weights that the experiment's methods use, by the name of the pretrained model."""
-    unknown = experiment.transformer_weights.keys() - TRANSFORMERS
-    if unknown:
+    if experiment.transformer_weights and (unknown := experiment.transformer_weights.keys() - transformers()):
         raise InputError(
             f"transformer_weights: no method starts from {', '.join(sorted(unknown))}; "
-            f"choose from {', '.join(sorted(TRANSFORMERS))}"
+            f"choose from {', '.join(sorted(transformers()))}"
         )
     runs = [run for run in experiment.runs() if run.settings.model.pretrained]
     methods = [method_class(run.method) for run in runs]

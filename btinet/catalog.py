@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from btinet.config import BoundRun
 from btinet.errors import InputError
-from btinet.evaluation.evaluate import predictions_file
+from btinet.evaluation.outputs import predictions_file
 from btinet.partitions import partition_file
 from btinet.receipts import Receipt, read_receipt
 from btinet.storage import Storage
-from btinet.training.stage import epochs_file, finished_stage, run_folder
+from btinet.training.outputs import epochs_file, finished_stage, run_folder
 
 
 class StoredRun(NamedTuple):

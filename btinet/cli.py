@@ -1,14 +1,17 @@
-"""``btinet ...``: one thin command a step. What dvc.yaml calls, and what a person calls to redo one step."""
+"""``btinet ...``: one thin command a step. What dvc.yaml calls, and what a person calls to redo one step.
+
+What loads torch or Matplotlib is imported by the commands that need it, here and in the groups: the others, and
+``--help``, answer at once.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
-import torch
 import typer
 from pyarrow.csv import write_csv
 from rich.console import Console
@@ -18,17 +21,18 @@ from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepa
 from btinet.config import BoundRun, Experiment, load_experiment
 from btinet.console import bar, console, fail
 from btinet.datasets.prepare import export_store
-from btinet.errors import InputError, JobError
-from btinet.evaluation.evaluate import evaluate as evaluate_run
-from btinet.evaluation.evaluate import finished_evaluation
+from btinet.errors import InputError, JobError, NonFiniteLossError
+from btinet.evaluation.outputs import finished_evaluation
 from btinet.options import DataRoot, Endpoint, StorageUrl, Weights
 from btinet.partitions import read_partition
+from btinet.progress import Progress, watching
 from btinet.receipts import Receipt
-from btinet.report.tensorboard import write_tensorboard
-from btinet.results import find_runs, headline_rows, headline_table, method_tables, publish, publish_results
+from btinet.status import EVALUATION, progress_file
 from btinet.storage import NO_ROOM, Storage, is_full, refused
-from btinet.training.loop import NonFiniteLossError, Progress
-from btinet.training.stage import epochs_file, finished_stage, train_stage
+from btinet.training.outputs import epochs_file, finished_stage
+
+if TYPE_CHECKING:
+    from btinet.results import Results
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -129,14 +133,14 @@ def train(
     if done is not None:
         console.print(f"{run} stage {stage}: done already ({done.finished})")
     elif in_process:
-        done = train_stage(bound, stage, root, _device(device), show)
-    else:
-        from btinet.cluster.jobs import train_on_cluster
-        from btinet.cluster.session import ray_session
+        from btinet.models.place import device_named
+        from btinet.training.stage import train_stage
 
-        with ray_session() as session:
-            console.print(f"Ray dashboard: {session.dashboard_url}")
-            done = train_on_cluster(bound, stage, root, settings.resources, show)
+        done = train_stage(bound, stage, root, device_named(device), show)
+    else:
+        step = f"stage{stage}"
+        _run_on_cluster(settings, bound, step, root, lambda content: show(Progress(**content["progress"])))
+        done = finished_stage(bound, stage, root)
     assert done is not None
     _report(done, bound, receipt)
     if history is not None:
@@ -164,14 +168,16 @@ def evaluate(
     if done is not None:
         console.print(f"{run} evaluation: done already ({done.finished})")
     elif in_process:
-        with bar(f"evaluating {run}") as show:
-            done = evaluate_run(bound, root, _device(device), show)
-    else:
-        from btinet.cluster.jobs import evaluate_on_cluster
-        from btinet.cluster.session import ray_session
+        from btinet.evaluation.evaluate import evaluate as evaluate_run
+        from btinet.models.place import device_named
 
-        with ray_session(), bar(f"evaluating {run}") as show:
-            done = evaluate_on_cluster(bound, root, settings.resources, show)
+        with bar(f"evaluating {run}") as show:
+            done = evaluate_run(bound, root, device_named(device), show)
+    else:
+        with bar(f"evaluating {run}") as show:
+            _run_on_cluster(settings, bound, EVALUATION, root, lambda content: show(content["done"], content["total"]))
+        done = finished_evaluation(bound, root)
+    assert done is not None
     _report(done, bound, receipt)
     if metrics is not None:
         Storage(str(metrics)).write_json(done.metrics)
@@ -191,10 +197,11 @@ def analyse(
     export: Annotated[Path | None, typer.Option(help="Also write the tables as CSV and the report here.")] = None,
 ) -> None:
     """Tables and report over all runs of the experiment."""
+    from btinet.results import publish_results
+
     settings, root = _open(experiment, storage, endpoint, data_root, weights)
     results = publish_results(settings, bind_all(settings, root, stores), root)
-    Console().print(headline_table(settings.name, headline_rows(results.tables)), *method_tables(results.tables))
-    console.print(f"tables {results.analysis}\nreport {results.report}")
+    _show(settings.name, results)
     if export is not None:
         for name, table in results.tables.items():
             _write_csv(table, export / f"{name}.csv")
@@ -221,12 +228,15 @@ def report(
     RESULTS is the storage of an experiment, or a copy of its results/ folder: `aws s3 cp --recursive
     s3://bucket/prefix/results here/results`, then `btinet report --results here`.
     """
+    from btinet.results import find_runs, publish
+
     root, target = Storage(results, endpoint), Storage(output, endpoint)
     target.check_writable()
     made = publish(root, find_runs(root, run or []), name, target / "tables", target)
-    Console().print(headline_table(name, headline_rows(made.tables)), *method_tables(made.tables))
-    console.print(f"tables {made.analysis}\nreport {made.report}")
+    _show(name, made)
     if tensorboard is not None:
+        from btinet.report.tensorboard import write_tensorboard
+
         write_tensorboard(tensorboard, made.epochs, made.drawings)
         console.print(f"TensorBoard: tensorboard --logdir {tensorboard}")
 
@@ -260,8 +270,23 @@ def _open(
     return experiment, open_storage(experiment)
 
 
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _run_on_cluster(
+    experiment: Experiment, bound: BoundRun, step: str, root: Storage, on_progress: Callable[[dict[str, Any]], None]
+) -> None:
+    """Do one step on the cluster; ``on_progress`` is called with what it writes about its progress."""
+    from btinet.cluster.jobs import steps_on_cluster
+    from btinet.cluster.session import ray_session
+
+    with ray_session() as session, watching(progress_file(root, bound.run_id, step), on_progress):
+        console.print(f"Ray dashboard: {session.dashboard_url}")
+        steps_on_cluster(bound, [step], root, experiment.resources)
+
+
+def _show(name: str, results: Results) -> None:
+    from btinet.results import headline_rows, headline_table, method_tables
+
+    Console().print(headline_table(name, headline_rows(results.tables)), *method_tables(results.tables))
+    console.print(f"tables {results.analysis}\nreport {results.report}")
 
 
 def _report(receipt: Receipt, bound: BoundRun, file: Path | None) -> None:

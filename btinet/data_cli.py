@@ -26,7 +26,6 @@ from btinet.datasets.prepared import open_prepared, read_manifest, store_folder
 from btinet.datasets.registry import READERS, open_reader
 from btinet.datasets.splits import SPLITS, load_split, moved, torn
 from btinet.errors import InputError
-from btinet.report import audit_page
 from btinet.storage import Storage
 
 app = typer.Typer(
@@ -113,6 +112,8 @@ def audit(
 
     Ends with status 1 if there is an error, that is something that keeps the dataset from being prepared.
     """
+    from btinet.report import audit_page
+
     settings = _audited(dataset, data_root)
     reader = open_reader(settings, data_root)
     with bar(f"auditing {settings.name}") as show:

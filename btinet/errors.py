@@ -11,3 +11,11 @@ class InputError(Exception):
 
 class JobError(Exception):
     """A cluster job ended without its result; the command line prints the message and exits with status 1."""
+
+
+class NotConnectedError(JobError):
+    """The cluster is gone: trying again is of no use."""
+
+
+class NonFiniteLossError(Exception):
+    """A loss became NaN or infinite; training cannot go on."""

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from btinet.config import PRESETS, Settings
 from btinet.console import bar
-from btinet.models.cost import cost
-from btinet.models.registry import METHODS
+from btinet.models.registry import METHODS, method_class
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +40,8 @@ def list_methods(
 
     Counting takes a second or two a method and needs no weights.
     """
+    from btinet.models.cost import cost  # loads torch
+
     settings = Settings.model_validate(PRESETS[preset])
     table = Table(
         title=f"preset {preset}: {settings.image_size}x{settings.image_size} pixels, {CLASSES} classes",
@@ -55,8 +56,8 @@ def list_methods(
     table.add_column("title and citation")
     digits = 1 if preset == "paper" else 3
     with bar("counting") as show:
-        for done, (name, method) in enumerate(METHODS.items(), start=1):
-            about = method.about
+        for done, name in enumerate(METHODS, start=1):
+            about = method_class(name).about
             counted = cost(name, settings, CLASSES)
             numbers = (counted.parameters / 1e6, counted.own_parameters / 1e6, counted.multiply_adds / 1e9)
             table.add_row(

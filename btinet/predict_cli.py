@@ -6,22 +6,22 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from btinet.calibration.reliability import certify
 from btinet.catalog import find_run
 from btinet.console import bar, console
 from btinet.datasets.files import shown
-from btinet.inference.images import BadImage, Source, find_images
-from btinet.inference.package import CARD_FILE, Package, open_package
-from btinet.inference.package import export as export_package
-from btinet.inference.predict import FAILED_FILE, TABLE, Options, Row, predict_rows, write_tables
-from btinet.inference.predictor import device_named
 from btinet.options import Confidence, Device, Endpoint, FalseAlarms, MaxRisk, RunReference, RunStorage
 from btinet.storage import Storage
+
+if TYPE_CHECKING:
+    import torch
+
+    from btinet.inference.images import BadImage, Source
+    from btinet.inference.package import Package
+    from btinet.inference.predict import Options, Row
 
 LISTED = 10
 """How many bad images are named; all are in failed.csv."""
@@ -42,6 +42,10 @@ def export(
     The first time the run is calibrated: it predicts its validation and test split and up to 1,000 training images.
     docs/predict.md describes the folder. `btinet predict IMAGES --run FOLDER` uses it.
     """
+    from btinet.inference.package import CARD_FILE
+    from btinet.inference.package import export as export_package
+    from btinet.models.place import device_named
+
     stored = find_run(run, Storage(storage, endpoint))
     target = to or Path("packages") / stored.bound.run_id
     with bar(f"calibrating {stored.bound.run.key}") as show:
@@ -78,6 +82,12 @@ def predict(
 
     An image that cannot be read is reported (also in failed.csv) and skipped; the exit status is then 3.
     """
+    from btinet.calibration.reliability import certify
+    from btinet.inference.images import BadImage, find_images
+    from btinet.inference.package import open_package
+    from btinet.inference.predict import FAILED_FILE, TABLE, Options, predict_rows, write_tables
+    from btinet.models.place import device_named
+
     target = Storage(out, endpoint)
     sources = find_images(images, endpoint)
     target.check_writable()

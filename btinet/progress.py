@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from btinet.config import Strict
 from btinet.storage import Storage
@@ -17,6 +17,42 @@ log = logging.getLogger(__name__)
 
 WRITE_SECONDS = 2.0
 POLL_SECONDS = 1.0
+
+OnBatch = Callable[[int, int], None]
+"""Takes how many batches are done, and how many there are."""
+
+Row = dict[str, float | int]
+"""Of a run's history: one epoch."""
+
+
+class Progress(NamedTuple):
+    """Where a stage is, after a step."""
+
+    stage: int
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+    """At most: early stopping may end the stage sooner."""
+    last: Row | None
+    """The last finished epoch's row of the history."""
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        words = [
+            f"stage {self.stage}",
+            f"epoch {self.epoch}/{self.epochs}",
+            f"step {self.step}/{self.steps}",
+            f"loss {self.loss:.3f}",
+            f"at most {minutes}:{seconds:02d} left",
+        ]
+        if self.last is not None:
+            words.append(f"last epoch: val IoU {self.last['val_iou']:.3f}")
+            if "val_accuracy" in self.last:
+                words[-1] += f", accuracy {self.last['val_accuracy']:.3f}"
+        return "  ".join(words)
 
 
 class ProgressFile:

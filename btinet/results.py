@@ -14,7 +14,7 @@ from btinet.analysis import analyse, load_predictions
 from btinet.config import BoundRun, Experiment
 from btinet.datasets.prepared import DUPLICATES_FILE, MANIFEST_FILE, SAMPLES_FILE, read_manifest, store_folder
 from btinet.errors import InputError
-from btinet.evaluation.evaluate import finished_evaluation
+from btinet.evaluation.outputs import finished_evaluation
 from btinet.evaluation.schema import IMAGES, LEVELS
 from btinet.partitions import read_partition
 from btinet.report import ResultTables, dataset_page, write

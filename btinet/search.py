@@ -27,7 +27,7 @@ from btinet.config import BoundRun, Experiment, Overrides, Strict, faults, load_
 from btinet.errors import InputError
 from btinet.models.registry import method_class
 from btinet.storage import Storage
-from btinet.training.stage import finished_stage
+from btinet.training.outputs import finished_stage
 
 SEARCHED = ("model", "loss", "train")
 """Sections of an experiment that a search may vary: the others leave validation as it is, or need other images."""

@@ -9,19 +9,19 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from btinet.calibration.reliability import Rule, certify
 from btinet.console import bar, console
 from btinet.errors import InputError
-from btinet.inference.package import Package, lasting_url, open_package
-from btinet.inference.predictor import device_named
 from btinet.options import Confidence, Device, Endpoint, FalseAlarms, MaxRisk, RunReference, RunStorage
 from btinet.storage import Storage
 
 if TYPE_CHECKING:
+    import torch
+
+    from btinet.calibration.reliability import Rule
     from btinet.cluster.serve import Served
+    from btinet.inference.package import Package
     from btinet.serving.limits import Limits
 
 GRACE_SECONDS = 5
@@ -86,6 +86,10 @@ def serve(
     Where RAY_ADDRESS names a cluster, Ray Serve does the same there, on the head's HOST and PORT. Its nodes read RUN
     and the storage themselves, so these are on a shared disk or s3:// URLs.
     """
+    from btinet.calibration.reliability import certify
+    from btinet.inference.package import lasting_url, open_package
+    from btinet.models.place import device_named
+
     try:
         from btinet.serving.app import LOOPBACK
         from btinet.serving.limits import MEGA, Limits

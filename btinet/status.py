@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from btinet.config import BoundRun, Experiment, Run
-from btinet.evaluation.evaluate import finished_evaluation
-from btinet.progress import Failure, read_failure, read_progress
+from btinet.evaluation.outputs import finished_evaluation
+from btinet.progress import Failure, Progress, read_failure, read_progress
 from btinet.receipts import Receipt
 from btinet.storage import Storage
-from btinet.training.loop import Progress
-from btinet.training.stage import finished_stage, run_folder
+from btinet.training.outputs import finished_stage, run_folder
 
 SILENT_SECONDS = 120.0
 """A run that has written no progress for so long is not called running. Validation and its start may take a while."""
@@ -96,11 +95,19 @@ def failure_file(root: Storage, run_id: str) -> Storage:
     return run_folder(root, run_id) / "failure.json"
 
 
+def stage_of(step: str) -> int:
+    """The number of the stage that a step trains."""
+    return int(step.removeprefix("stage"))
+
+
+def finished_step(bound: BoundRun, step: str, root: Storage) -> Receipt | None:
+    """The step's receipt, if it is done."""
+    return finished_evaluation(bound, root) if step == EVALUATION else finished_stage(bound, stage_of(step), root)
+
+
 def is_finished(bound: BoundRun, root: Storage) -> bool:
     """All steps of the run are done."""
-    return all(finished_stage(bound, stage, root) for stage in bound.run.stages) and (
-        finished_evaluation(bound, root) is not None
-    )
+    return all(finished_step(bound, step, root) for step in steps(bound.run))
 
 
 def latest_message(bound: BoundRun, root: Storage, since: float) -> str | None:
@@ -113,9 +120,15 @@ def latest_message(bound: BoundRun, root: Storage, since: float) -> str | None:
     if not found or (latest := max(found))[0] <= since:
         return None
     _, step, content = latest
+    return told(step, content)[0]
+
+
+def told(step: str, content: dict[str, Any]) -> tuple[str, bool]:
+    """What a step wrote about its progress, in words, and whether it was at an end: an epoch's, or its own."""
     if step == EVALUATION:
-        return f"evaluation  batch {content['done']}/{content['total']}"
-    return str(Progress(**content["progress"]))
+        return f"evaluation  batch {content['done']}/{content['total']}", content["done"] == content["total"]
+    progress = Progress(**content["progress"])
+    return str(progress), progress.step == progress.steps
 
 
 def run_states(experiment: Experiment, root: Storage) -> list[RunState]:
@@ -200,8 +213,7 @@ def _read_all(names: Iterable[str], root: Storage) -> Iterable[BoundRun]:
 
 
 def _read_state(bound: BoundRun, root: Storage) -> RunState:
-    receipts = {f"stage{stage}": finished_stage(bound, stage, root) for stage in bound.run.stages}
-    receipts[EVALUATION] = finished_evaluation(bound, root)
+    receipts = {step: finished_step(bound, step, root) for step in steps(bound.run)}
     contents = {step: read_progress(progress_file(root, bound.run_id, step)) for step in steps(bound.run)}
     return RunState(
         bound.run,

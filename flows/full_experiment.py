@@ -21,15 +21,14 @@ from rich.console import Console
 
 from btinet.binding import bind, check_inputs, open_storage, prepare_dataset, publish_weights
 from btinet.cluster.clusters import Cluster, JobCluster, open_cluster
-from btinet.cluster.jobs import NotConnectedError
 from btinet.config import BoundRun, DatasetSettings, Experiment, ResourceSettings, load_experiment
 from btinet.console import fail
-from btinet.errors import InputError, JobError
-from btinet.evaluation.evaluate import finished_evaluation
+from btinet.errors import InputError, JobError, NotConnectedError
+from btinet.evaluation.outputs import finished_evaluation
 from btinet.results import Results, headline_rows, headline_table, method_tables, publish_results
 from btinet.status import is_finished
 from btinet.storage import Storage
-from btinet.training.stage import finished_stage
+from btinet.training.outputs import finished_stage
 from flows.process import cancelling, prefect_api
 
 LOG_SECONDS = 5.0

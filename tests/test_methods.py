@@ -13,18 +13,20 @@ from typer.testing import CliRunner
 from btinet import cli
 from btinet.binding import bind_all
 from btinet.config import PRESETS, BoundRun, ModelSettings, load_experiment
-from btinet.evaluation.evaluate import evaluate, predictions_file
-from btinet.models.registry import METHODS, build
+from btinet.evaluation.evaluate import evaluate
+from btinet.evaluation.outputs import predictions_file
+from btinet.models.registry import METHODS, build, method_class
 from btinet.partitions import read_partition
 from btinet.results import headline_rows
-from btinet.training.stage import epochs_file, train_stage
+from btinet.training.outputs import epochs_file
+from btinet.training.stage import train_stage
 from tests.training.micro import CPU, Bench, bench, one_thread  # noqa: F401
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FEW = ["btinet", "dynashare", "mtan", "unet"]
 """Gates, policies, attention, no class: what differs most, for the fast tests."""
 TRAIN = {"stage1": {"epochs": 2}, "stage2": {"epochs": 1}}
-SEGMENT_ONLY = {name for name, method in METHODS.items() if "clf" not in method.about.tasks}
+SEGMENT_ONLY = {name for name in METHODS if "clf" not in method_class(name).about.tasks}
 
 
 class Compared(NamedTuple):

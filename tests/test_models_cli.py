@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from btinet import cli
 from btinet.config import PRESETS, Settings
 from btinet.models.cost import cost
-from btinet.models.registry import METHODS
+from btinet.models.registry import METHODS, method_class
 
 
 def test_list() -> None:
@@ -27,7 +27,7 @@ def test_list() -> None:
     text_column = lines[next(n for n, row in enumerate(rows) if row[:1] == ["method"])].index("title and citation")
     words = " ".join(line[text_column:].strip() for line in lines)
     words = words.replace("- ", "-")  # where a line was broken after a hyphen
-    for method in METHODS.values():
+    for method in map(method_class, METHODS):
         assert f"{method.about.title} {method.about.citation}".replace("- ", "-") in words
 
 

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from btinet.config import Settings
 from btinet.errors import InputError
-from btinet.evaluation.evaluate import predictions_file
+from btinet.evaluation.outputs import predictions_file
 from btinet.evaluation.run_table import run_file
 from btinet.partitions import read_partition
 from btinet.results import Results, find_runs, headline_rows, headline_table, publish, publish_results
 from btinet.storage import Storage
-from btinet.training.stage import finished_stage
+from btinet.training.outputs import finished_stage
 from tests.report.folder import write_results
 from tests.training.micro import KEY, Bench, bench, finished_bench, one_thread  # noqa: F401
 

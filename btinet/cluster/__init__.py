@@ -1,1 +1,1 @@
-"""The only room that imports Ray: a run's stage as a Ray Train job, its evaluation as a Ray task."""
+"""The only room that imports Ray: a run's stages as Ray Train runs, of which the last evaluates, too."""

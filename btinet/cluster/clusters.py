@@ -14,7 +14,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 import btinet.cluster.session  # noqa: F401  isort: skip  (sets what Ray reads when it is imported)
@@ -29,8 +29,8 @@ from btinet.cluster.package import Package, package_to_send
 from btinet.cluster.session import ray_session
 from btinet.config import BoundRun, ResourceSettings, json_hash
 from btinet.errors import InputError, JobError
-from btinet.progress import read_failure, write_failure
-from btinet.status import failure_file, is_finished, latest_message
+from btinet.progress import read_failure, watching, write_failure
+from btinet.status import failure_file, is_finished, latest_message, progress_file, steps, told
 from btinet.storage import Storage
 
 POLL_SECONDS = 5.0
@@ -118,13 +118,15 @@ class EmbeddedCluster:
 
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """See :class:`Cluster`."""
-        run_on_cluster(
-            bound,
-            root,
-            resources,
-            lambda progress: on_message(str(progress), progress.step == progress.steps),
-            lambda done, total: on_message(f"evaluation  batch {done}/{total}", done == total),
-        )
+
+        def telling(step: str) -> AbstractContextManager[None]:
+            file = progress_file(root, bound.run_id, step)
+            return watching(file, lambda content: on_message(*told(step, content)))
+
+        with ExitStack() as stack:
+            for step in steps(bound.run):
+                stack.enter_context(telling(step))
+            run_on_cluster(bound, root, resources)
 
     def stop(self) -> None:
         """Nothing to do: it ends with this process."""

@@ -18,7 +18,7 @@ from btinet.cluster.jobs import run_on_cluster
 from btinet.config import BoundRun, ResourceSettings
 from btinet.errors import InputError, JobError
 from btinet.storage import Storage, refused
-from btinet.training.stage import run_folder
+from btinet.training.outputs import run_folder
 
 
 def job_file(root: Storage, run_id: str) -> Storage:
@@ -33,7 +33,8 @@ def main() -> None:
     try:
         job = job_file(root, run_id).read_json()
         ray.init(os.environ["RAY_ADDRESS"], logging_level=logging.WARNING, log_to_driver=False)
-        run_on_cluster(BoundRun.model_validate(job["bound"]), root, ResourceSettings.model_validate(job["resources"]))
+        bound, resources = BoundRun.model_validate(job["bound"]), ResourceSettings.model_validate(job["resources"])
+        run_on_cluster(bound, root, resources)
     except (InputError, JobError) as error:
         sys.exit(str(error))
     except PermissionError as error:

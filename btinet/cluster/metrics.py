@@ -7,7 +7,7 @@ import time
 from ray.util.metrics import Gauge
 
 from btinet.config import Run
-from btinet.training.loop import Progress
+from btinet.progress import Progress
 
 TAGS = ("run", "stage")
 

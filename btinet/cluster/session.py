@@ -61,6 +61,8 @@ def ray_session() -> Iterator[Session]:
             "one of its nodes, with RAY_ADDRESS=HOST:6379, or runs with --in-process"
         )
     with ExitStack() as stack:
+        if not address:  # its one machine is not taken away, and the process that would look for that costs a second
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         sent = [str(stack.enter_context(package_to_send()).folder)] if address else []
         try:
             context = ray.init(

@@ -113,7 +113,8 @@ def _train_run(config: dict[str, Any], bounds: dict[str, Any], storage: dict[str
     """What a trial does, in a process of its own. What a repetition cannot mend is reported rather than raised."""
     import torch
 
-    from btinet.training.loop import NonFiniteLossError, Progress
+    from btinet.errors import NonFiniteLossError
+    from btinet.progress import Progress
     from btinet.training.stage import train_stage
 
     bound = BoundRun.model_validate(bounds[config["run_id"]])

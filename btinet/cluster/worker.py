@@ -18,34 +18,27 @@ if TYPE_CHECKING:
     from btinet.storage import Storage
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Train a stage; runs in every training worker."""
+def run_worker(config: dict[str, Any]) -> None:
+    """Do steps of a run, one after the other; runs in every worker of a job."""
     import ray.train.torch
 
     from btinet.cluster.metrics import TrainingMetrics
     from btinet.config import BoundRun
+    from btinet.evaluation.evaluate import evaluate
+    from btinet.status import EVALUATION, stage_of
     from btinet.storage import Storage
     from btinet.training.stage import train_stage
 
-    bound = BoundRun.model_validate(config["bound"])
-    root = Storage(**config["storage"])
-    with leaving_failure(root, bound.run_id, f"stage{config['stage']}"):
-        train_stage(bound, config["stage"], root, ray.train.torch.get_device(), TrainingMetrics(bound.run).update)
-
-
-def evaluate_worker(bound: dict[str, Any], storage: dict[str, Any]) -> None:
-    """Evaluate a run."""
-    import ray
-    import torch
-
-    from btinet.config import BoundRun
-    from btinet.evaluation.evaluate import evaluate
-    from btinet.storage import Storage
-
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-    run, root = BoundRun.model_validate(bound), Storage(**storage)
-    with leaving_failure(root, run.run_id, "evaluation"):
-        evaluate(run, root, device)
+    bound, root = BoundRun.model_validate(config["bound"]), Storage(**config["storage"])
+    device, metrics = ray.train.torch.get_device(), TrainingMetrics(bound.run)
+    for step in config["steps"]:
+        with leaving_failure(root, bound.run_id, step):
+            if step == EVALUATION:
+                evaluate(bound, root, device)
+            else:
+                train_stage(bound, stage_of(step), root, device, metrics.update)
+            continue
+        return  # the failure has been left, and the next step needs this one
 
 
 def predict_worker(
@@ -91,11 +84,10 @@ def leaving_failure(root: Storage, run_id: str, step: str) -> Iterator[None]:
     """
     import socket
 
-    from btinet.errors import InputError
+    from btinet.errors import InputError, NonFiniteLossError
     from btinet.progress import write_failure
     from btinet.status import failure_file
     from btinet.storage import NO_ROOM, is_full, refused
-    from btinet.training.loop import NonFiniteLossError
 
     file = failure_file(root, run_id)
     try:

@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
 
 from btinet.config import Strict
 from btinet.errors import InputError
@@ -159,15 +157,15 @@ class PreparedDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, rows: NDArray[np.integer]) -> Tensor:
+    def images(self, rows: NDArray[np.integer]) -> NDArray[np.uint8]:
         """RGB images of the given rows, in that order: uint8 [n, S, S, 3], a copy."""
         return self._gather(self._images, rows)
 
-    def masks(self, rows: NDArray[np.integer]) -> Tensor:
+    def masks(self, rows: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Masks of the given rows, in that order: uint8 [n, S, S] of 0 and 1, a copy."""
         return self._gather(self._masks, rows)
 
-    def _gather(self, batches: list[NDArray[np.uint8]], rows: NDArray[np.integer]) -> Tensor:
+    def _gather(self, batches: list[NDArray[np.uint8]], rows: NDArray[np.integer]) -> NDArray[np.uint8]:
         rows = np.asarray(rows)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()}..{rows.max()} of a dataset with {len(self)}")
@@ -175,7 +173,7 @@ class PreparedDataset:
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for position, (row, number) in enumerate(zip(rows, numbers, strict=True)):
             gathered[position] = batches[number][row - self._starts[number]]
-        return torch.from_numpy(gathered)
+        return gathered
 
 
 def _view(column: pa.FixedSizeBinaryArray, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from btinet.config import BoundRun, json_hash
+from btinet.config import BoundRun
 from btinet.datasets.prepared import PreparedDataset, open_prepared
 from btinet.datasets.splits import Split, load_split
 from btinet.evaluation.mc_dropout import McDropout, dropout_layers, head_dropout, mc_dropout
+from btinet.evaluation.outputs import evaluation_inputs, finished_evaluation, predictions_file
 from btinet.evaluation.pictures import images_file, mask_png, variance_png, write_images
 from btinet.evaluation.run_table import write_run
 from btinet.evaluation.schema import PREDICTIONS
@@ -23,27 +23,17 @@ from btinet.losses import soft_iou
 from btinet.metrics import entropy, foreground, overlap
 from btinet.models.method import Method
 from btinet.models.place import for_inference, place
-from btinet.partitions import partition_file, write_partition
-from btinet.progress import ProgressFile
+from btinet.partitions import write_partition
+from btinet.progress import OnBatch, ProgressFile
 from btinet.ranks import Ranks
-from btinet.receipts import Receipt, environment, valid_receipt, write_receipt
+from btinet.receipts import Receipt, environment, write_receipt
 from btinet.storage import Storage
 from btinet.training.data import SplitData
-from btinet.training.stage import finished_stage, load_model, run_folder
+from btinet.training.outputs import run_folder
+from btinet.training.stage import load_model
 from btinet.training.tasks import Batch
 
 EVALUATED_SPLITS = ("val", "test")
-
-OnBatch = Callable[[int, int], None]
-
-
-def predictions_file(root: Storage, bound: BoundRun) -> Storage:
-    return partition_file(root, "predictions", bound.run, bound.run_id)
-
-
-def finished_evaluation(bound: BoundRun, root: Storage) -> Receipt | None:
-    """The evaluation's receipt, if it is done with these settings and its outputs are in place."""
-    return valid_receipt(run_folder(root, bound.run_id) / "evaluation.json", root, _inputs(bound, root))
 
 
 def evaluate(
@@ -90,25 +80,8 @@ def evaluate(
     row = write_run(bound, root, prepared.manifest.classes, headline, environment() | {"device": name})
     receipt = run_folder(root, bound.run_id) / "evaluation.json"
     return write_receipt(
-        receipt, root, "evaluation", _inputs(bound, root), [file, images, row], headline, started, name
+        receipt, root, "evaluation", evaluation_inputs(bound, root), [file, images, row], headline, started, name
     )
-
-
-def _inputs(bound: BoundRun, root: Storage) -> dict[str, Any]:
-    """What the predictions follow from: the weights, how they are evaluated, and which columns are asked for."""
-    receipts = {stage: finished_stage(bound, stage, root) for stage in bound.run.stages}
-    weights = {
-        f"stage{stage}": [output.sha256 for path, output in receipt.outputs.items() if path.endswith("safetensors")]
-        for stage, receipt in receipts.items()
-        if receipt is not None
-    }
-    columns = json_hash(PREDICTIONS.names)[:10]
-    return {
-        "run_id": bound.run_id,
-        "weights": weights,
-        "columns": columns,
-        **bound.run.settings.evaluation.model_dump(),
-    }
 
 
 def _mc_seed(bound: BoundRun, stage: int, split: str, batch: int) -> int:

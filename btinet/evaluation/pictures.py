@@ -44,8 +44,8 @@ def write_images(file: Storage, prepared: PreparedDataset, split: Split) -> None
         "sample_id": samples["sample_id"].to_pylist(),
         "label": samples["label"].to_pylist(),
         "class": [classes[label] for label in samples["label"].to_pylist()],
-        "image_jpeg": [_jpeg(prepared.images(row)[0].numpy()) for row in rows[:, None]],
-        "mask_png": [mask_png(prepared.masks(row)[0].numpy() > 0) for row in rows[:, None]],
+        "image_jpeg": [_jpeg(prepared.images(row)[0]) for row in rows[:, None]],
+        "mask_png": [mask_png(prepared.masks(row)[0] > 0) for row in rows[:, None]],
     }
     write_partition(file, pa.table(columns, IMAGES))
 

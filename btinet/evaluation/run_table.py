@@ -11,7 +11,7 @@ import yaml
 from btinet.config import BoundRun
 from btinet.partitions import partition_file, write_partition
 from btinet.storage import Storage
-from btinet.training.stage import finished_stage
+from btinet.training.outputs import finished_stage
 
 
 def run_file(root: Storage, bound: BoundRun) -> Storage:

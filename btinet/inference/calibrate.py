@@ -8,7 +8,7 @@ image is from (at most REFERENCE of) the training images; the test split shows w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +26,11 @@ from btinet.datasets.splits import load_split
 from btinet.errors import InputError
 from btinet.evaluation.schema import LEVELS
 from btinet.inference.predictor import Predictor, Prepared
+from btinet.progress import OnBatch
 from btinet.receipts import valid_receipt, write_receipt
 from btinet.storage import Storage
-from btinet.training.stage import load_model, run_folder
+from btinet.training.outputs import run_folder
+from btinet.training.stage import load_model
 
 VERSION = 1
 """Of what is computed here. Raise it with any change, so that runs are calibrated again."""
@@ -37,8 +39,6 @@ REFERENCE = 1000
 """At most so many training images, evenly over the split, define what is typical."""
 
 GATE_SIGNALS = ("w_seg", "w_clf", "align", "seg_energy", "clf_energy")
-
-OnBatch = Callable[[int, int], None]
 
 
 class Interval(Strict):
@@ -166,7 +166,7 @@ def _calibrate(
 def _judge_batch(predictor: Predictor, prepared: PreparedDataset, rows: np.ndarray) -> list[Judged]:
     """Predict prepared samples and compare with their truth."""
     samples = prepared.samples.take(rows).to_pylist()
-    pixels, masks = prepared.images(rows).numpy(), prepared.masks(rows).numpy()
+    pixels, masks = prepared.images(rows), prepared.masks(rows)
     images = [
         Prepared(image, sample["source_width"], sample["source_height"])
         for image, sample in zip(pixels, samples, strict=True)

@@ -21,13 +21,14 @@ from btinet.catalog import StoredRun, find_run
 from btinet.config import ModelSettings, Strict
 from btinet.datasets.prepared import read_manifest, store_folder
 from btinet.errors import InputError
-from btinet.inference.calibrate import Calibrated, OnBatch, calibrate, read_calibrated
+from btinet.inference.calibrate import Calibrated, calibrate, read_calibrated
 from btinet.inference.card import model_card
 from btinet.models.method import Method
 from btinet.models.registry import build
+from btinet.progress import OnBatch
 from btinet.receipts import fetch_output
 from btinet.storage import Storage, cache_folder, file_sha256
-from btinet.training.stage import MODEL_FILE, run_folder
+from btinet.training.outputs import MODEL_FILE, run_folder
 
 FORMAT = 1
 """Version of the package's layout and meaning. Raise it with any change that an older version would misread."""

@@ -10,25 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from btinet.calibration.distribution import image_statistics
-from btinet.errors import InputError
 from btinet.evaluation.mc_dropout import dropout_layers, mc_dropout
 from btinet.inference.single_pass import SinglePass, numbers
 from btinet.models.method import Method
 from btinet.models.place import for_inference, place
 
 MC_SCOPE = "all"
-
-
-def device_named(name: str | None) -> torch.device:
-    """What ``--device`` names; without a name a GPU if there is one.
-
-    Raises:
-        InputError: torch knows no such device.
-    """
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: {error}") from error
 
 
 class Prepared(NamedTuple):

@@ -16,6 +16,7 @@ from timm.layers import BatchNormAct2d
 from timm.models import EfficientNet
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 
+from btinet.errors import InputError
 from btinet.models.method import Method
 
 M = TypeVar("M", bound=nn.Module)
@@ -26,6 +27,18 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 IN_ORDER = (nn.Sequential, EfficientNet, DepthwiseSeparableConv, InvertedResidual)
 """Modules that apply each convolution to what BatchNorm follows it among their children."""
+
+
+def device_named(name: str | None) -> torch.device:
+    """What ``--device`` names; without a name a GPU if there is one.
+
+    Raises:
+        InputError: torch knows no such device.
+    """
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: {error}") from error
 
 
 def place(module: M, device: torch.device) -> M:

@@ -1,50 +1,52 @@
-"""Methods by name. A new method is one file and one line here."""
+"""Methods by name. A new method is one file and one line here.
+
+A method's module, and with it torch and timm, is loaded when the method is asked for.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from btinet.config import ModelSettings
 from btinet.errors import InputError
-from btinet.models.baselines.attention_unet import AttentionUNet
-from btinet.models.baselines.densemtl import DenseMTL
-from btinet.models.baselines.dynashare import DynaShare
-from btinet.models.baselines.invpt import InvPT
-from btinet.models.baselines.missformer import MISSFormer
-from btinet.models.baselines.mtan import MTAN
-from btinet.models.baselines.mtanet import MTANet
-from btinet.models.baselines.mti_net import MTINet
-from btinet.models.baselines.mtl_oca import MTLOCA
-from btinet.models.baselines.pad_net import PADNet
-from btinet.models.baselines.swin_unet import SwinUNet
-from btinet.models.baselines.taskprompter import TaskPrompter
-from btinet.models.baselines.transunet import TransUNet
-from btinet.models.baselines.unet import UNet
-from btinet.models.baselines.unetpp import UNetPP
-from btinet.models.btinet import BTINet
-from btinet.models.method import Method
 
-METHODS: dict[str, type[Method]] = {
-    "btinet": BTINet,
+if TYPE_CHECKING:
+    from btinet.models.method import Method
+
+METHODS = {
+    "btinet": "btinet:BTINet",
     # segmentation only (Table 6)
-    "unet": UNet,
-    "attention-unet": AttentionUNet,
-    "unetpp": UNetPP,
-    "transunet": TransUNet,
-    "swin-unet": SwinUNet,
-    "missformer": MISSFormer,
+    "unet": "baselines.unet:UNet",
+    "attention-unet": "baselines.attention_unet:AttentionUNet",
+    "unetpp": "baselines.unetpp:UNetPP",
+    "transunet": "baselines.transunet:TransUNet",
+    "swin-unet": "baselines.swin_unet:SwinUNet",
+    "missformer": "baselines.missformer:MISSFormer",
     # joint (Table 5)
-    "mtan": MTAN,
-    "mtanet": MTANet,
-    "mtl-oca": MTLOCA,
-    "mti-net": MTINet,
-    "densemtl": DenseMTL,
+    "mtan": "baselines.mtan:MTAN",
+    "mtanet": "baselines.mtanet:MTANet",
+    "mtl-oca": "baselines.mtl_oca:MTLOCA",
+    "mti-net": "baselines.mti_net:MTINet",
+    "densemtl": "baselines.densemtl:DenseMTL",
     # joint, related work
-    "pad-net": PADNet,
-    "invpt": InvPT,
-    "taskprompter": TaskPrompter,
-    "dynashare": DynaShare,
+    "pad-net": "baselines.pad_net:PADNet",
+    "invpt": "baselines.invpt:InvPT",
+    "taskprompter": "baselines.taskprompter:TaskPrompter",
+    "dynashare": "baselines.dynashare:DynaShare",
 }
+"""Each method's module in this package, and its class there."""
+
+
+def check_method(name: str) -> None:
+    """Check that there is such a method.
+
+    Raises:
+        InputError: no method has this name.
+    """
+    if name not in METHODS:
+        raise InputError(f"methods: {name!r} is unknown; choose from {', '.join(METHODS)}")
 
 
 def method_class(name: str) -> type[Method]:
@@ -53,13 +55,14 @@ def method_class(name: str) -> type[Method]:
     Raises:
         InputError: no method has this name.
     """
-    if name not in METHODS:
-        raise InputError(f"methods: {name!r} is unknown; choose from {', '.join(METHODS)}")
-    return METHODS[name]
+    check_method(name)
+    found: type[Method] = resolve_name(f"{__package__}.{METHODS[name]}")
+    return found
 
 
-TRANSFORMERS = {name for method in METHODS.values() if (name := method.transformer) is not None}
-"""Pretrained models that some method's transformer layers can start from."""
+def transformers() -> set[str]:
+    """Pretrained models that some method's transformer layers can start from."""
+    return {name for method in METHODS if (name := method_class(method).transformer) is not None}
 
 
 def build(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from btinet.datasets.prepared import PreparedDataset
 from btinet.ranks import Ranks
@@ -25,7 +26,7 @@ class SplitData:
         self.device = device
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
         is_resident = len(rows) * prepared.manifest.image_size**2 * 4 <= RESIDENT_BYTES
-        self._resident = (prepared.images(rows).to(device), prepared.masks(rows).to(device)) if is_resident else None
+        self._resident = self._read(rows) if is_resident else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,17 +37,18 @@ class SplitData:
         if self._resident is not None:
             images, masks = (pixels[index] for pixels in self._resident)
         else:
-            rows = self.rows[positions]
-            images, masks = (
-                self.prepared.images(rows).to(self.device),
-                self.prepared.masks(rows).to(self.device),
-            )
+            images, masks = self._read(self.rows[positions])
         return Batch(
             images=images.permute(0, 3, 1, 2).float() / 255,  # NHWC memory: channels_last without a copy
             masks=masks[:, None].float(),
             labels=self.labels[index],
             rows=self.rows[positions],
         )
+
+    def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Images and masks of these rows of the dataset, on the device."""
+        images, masks = self.prepared.images(rows), self.prepared.masks(rows)
+        return torch.from_numpy(images).to(self.device), torch.from_numpy(masks).to(self.device)
 
     def ordered(self, batch_size: int, ranks: Ranks) -> Iterator[Batch]:
         """All samples in fixed batches, dealt out over the ranks by whole batches."""

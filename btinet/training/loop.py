@@ -20,43 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from btinet.config import TrainSettings
 from btinet.datasets.augment import augment
+from btinet.errors import NonFiniteLossError
+from btinet.progress import Progress, Row
 from btinet.ranks import Ranks, synchronise_batchnorm, synchronise_dropout
 from btinet.training.balancing import Balance
 from btinet.training.checkpoint import Checkpoints, PackedBest, pack, pack_best
 from btinet.training.data import SplitData
 from btinet.training.tasks import Task
-
-Row = dict[str, float | int]
-
-
-class Progress(NamedTuple):
-    """Where a stage is, after a step."""
-
-    stage: int
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    seconds_left: float
-    """At most: early stopping may end the stage sooner."""
-    last: Row | None
-    """The last finished epoch's row of the history."""
-
-    def __str__(self) -> str:
-        minutes, seconds = divmod(round(self.seconds_left), 60)
-        words = [
-            f"stage {self.stage}",
-            f"epoch {self.epoch}/{self.epochs}",
-            f"step {self.step}/{self.steps}",
-            f"loss {self.loss:.3f}",
-            f"at most {minutes}:{seconds:02d} left",
-        ]
-        if self.last is not None:
-            words.append(f"last epoch: val IoU {self.last['val_iou']:.3f}")
-            if "val_accuracy" in self.last:
-                words[-1] += f", accuracy {self.last['val_accuracy']:.3f}"
-        return "  ".join(words)
 
 
 class Trained(NamedTuple):
@@ -68,10 +38,6 @@ class Trained(NamedTuple):
     stopped: str
     """``early`` or ``budget``."""
     history: list[Row]
-
-
-class NonFiniteLossError(Exception):
-    """A loss became NaN or infinite; training cannot go on."""
 
 
 def fit(

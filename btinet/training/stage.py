@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -19,41 +18,24 @@ from btinet.errors import InputError
 from btinet.models.method import Method
 from btinet.models.place import place
 from btinet.models.registry import build
-from btinet.partitions import partition_file, write_partition
-from btinet.progress import ProgressFile
+from btinet.partitions import write_partition
+from btinet.progress import Progress, ProgressFile, Row
 from btinet.ranks import Ranks
-from btinet.receipts import Receipt, fetch_output, valid_receipt, write_receipt
+from btinet.receipts import Receipt, fetch_output, write_receipt
 from btinet.storage import Storage
 from btinet.training.checkpoint import Checkpoints
 from btinet.training.data import SplitData
-from btinet.training.loop import Progress, Row, Trained, fit
+from btinet.training.loop import Trained, fit
+from btinet.training.outputs import (
+    MODEL_FILE,
+    epochs_file,
+    finished_stage,
+    run_folder,
+    stage_folder,
+    stage_inputs,
+    weights_file,
+)
 from btinet.training.tasks import Stage1Task, Stage2Task, Task
-
-MODEL_FILE = "model.safetensors"
-
-
-def run_folder(root: Storage, run_id: str) -> Storage:
-    return root / "runs" / run_id
-
-
-def stage_folder(root: Storage, run_id: str, stage: int) -> Storage:
-    return run_folder(root, run_id) / f"stage{stage}"
-
-
-def epochs_file(root: Storage, bound: BoundRun, stage: int) -> Storage:
-    """The run's history, a row an epoch, written as it happens."""
-    return partition_file(root, "epochs", bound.run, f"{bound.run_id}-stage{stage}")
-
-
-def weights_file(root: Storage, sha256: str) -> Storage:
-    """Where initial weights are kept for the workers, by content."""
-    return root / "weights" / f"{sha256}.safetensors"
-
-
-def finished_stage(bound: BoundRun, stage: int, root: Storage) -> Receipt | None:
-    """The stage's receipt, if it is done and its outputs are in place."""
-    folder = stage_folder(root, bound.run_id, stage)
-    return valid_receipt(folder / "receipt.json", root, _inputs(bound, stage))
 
 
 def load_model(bound: BoundRun, stage: int, root: Storage, classes: int) -> Method:
@@ -133,10 +115,6 @@ def train_stage(
     return _publish(bound, stage, root, task, trained, started, device) if ranks.is_first else None
 
 
-def _inputs(bound: BoundRun, stage: int) -> dict[str, Any]:
-    return {"run_id": bound.run_id, "stage": stage, "prepared": bound.prepared, "split": bound.split}
-
-
 def _task(bound: BoundRun, stage: int, root: Storage, classes: int) -> Task:
     settings = bound.run.settings
     if stage == 2:
@@ -189,7 +167,7 @@ def _publish(
         folder / "receipt.json",
         root,
         f"stage{stage}",
-        _inputs(bound, stage),
+        stage_inputs(bound, stage),
         [folder / MODEL_FILE, epochs_file(root, bound, stage)],
         {
             "epochs": len(trained.history),

@@ -21,7 +21,8 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 
 from btinet.config import BoundRun
 from btinet.errors import InputError
-from btinet.evaluation.evaluate import evaluate, finished_evaluation, predictions_file
+from btinet.evaluation.evaluate import evaluate
+from btinet.evaluation.outputs import finished_evaluation, predictions_file
 from btinet.evaluation.pictures import images_file, variance_png
 from btinet.evaluation.schema import IMAGES, PER_LEVEL, PREDICTIONS
 from btinet.partitions import read_partition
@@ -149,10 +150,10 @@ class TestTable:
         for start in (0, 4):  # the evaluation's batches, so that no pixel at the threshold differs
             numbers = np.array([ids.index(row["sample_id"]) for row in found[start : start + 4]])
             with torch.no_grad():
-                output = model(prepared.images(numbers).permute(0, 3, 1, 2) / 255)
+                output = model(torch.from_numpy(prepared.images(numbers)).permute(0, 3, 1, 2) / 255)
             for index, (number, row) in enumerate(zip(numbers, found[start : start + 4], strict=True)):
                 logits = output.seg_logits[index, 0].double().numpy()
-                p, truth = 1 / (1 + np.exp(-logits)), prepared.masks(np.array([number]))[0].numpy()
+                p, truth = 1 / (1 + np.exp(-logits)), prepared.masks(np.array([number]))[0]
                 mask = (p >= 0.5).astype(int)
                 flat = truth.ravel(), mask.ravel()
                 probs = softmax(output.clf_logits[index].double().numpy())
@@ -213,10 +214,10 @@ class TestImages:
             assert (image["dataset"], image["split_id"], image["label"]) == ("phantom", row["split_id"], row["y_true"])
             assert image["class"] == prepared.manifest.classes[row["y_true"]]
             mask = np.asarray(Image.open(io.BytesIO(image["mask_png"])))
-            assert np.array_equal(mask, prepared.masks(np.array([number]))[0].numpy() > 0)
+            assert np.array_equal(mask, prepared.masks(np.array([number]))[0] > 0)
             assert mask.sum() == row["gt_area"]
             jpeg = np.asarray(Image.open(io.BytesIO(image["image_jpeg"])), np.float64)
-            original = prepared.images(np.array([number]))[0].numpy()
+            original = prepared.images(np.array([number]))[0]
             assert jpeg.shape == original.shape
             assert np.abs(jpeg - original).mean() < 8  # of 255
 

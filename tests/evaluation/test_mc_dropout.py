@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from btinet.config import PRESETS, Experiment, ModelSettings
 from btinet.evaluation.mc_dropout import active_dropout, head_dropout, mc_dropout
 from btinet.models.btinet import BTINet
-from btinet.models.registry import METHODS, build
+from btinet.models.registry import METHODS, build, method_class
 from tests.training.micro import MICRO
 
 PASSES = 5
@@ -164,7 +164,7 @@ def test_head_only_is_what_the_whole_model_gives_with_the_head_active(
     assert is_untouched(model) and not model.clf_head._forward_pre_hooks
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if "clf" in METHODS[name].about.tasks])
+@pytest.mark.parametrize("method", [name for name in METHODS if "clf" in method_class(name).about.tasks])
 def test_every_methods_head_gives_its_class_logits(method: str) -> None:
     """What head_dropout relies on."""
     torch.manual_seed(0)

@@ -16,7 +16,8 @@ import torch
 
 from btinet.catalog import find_run
 from btinet.errors import InputError
-from btinet.evaluation.evaluate import evaluate, predictions_file
+from btinet.evaluation.evaluate import evaluate
+from btinet.evaluation.outputs import predictions_file
 from btinet.inference.images import Opened, find_images, open_image
 from btinet.inference.package import export, load_package, open_package
 from btinet.inference.predictor import Predictor, Prepared
@@ -138,7 +139,7 @@ def test_a_run_in_bfloat16(tmp_path: Path, tmp_path_factory: pytest.TempPathFact
     package = load_package(Storage(str(tmp_path / "p")))
     prepared = made.prepared()
     row = prepared.samples["sample_id"].to_pylist().index(evaluated["sample_id"])
-    image = Prepared(prepared.images(np.array([row]))[0].numpy(), 32, 32)
+    image = Prepared(prepared.images(np.array([row]))[0], 32, 32)
     (prediction,) = Predictor(package.model, package.info.classes, CPU).predict([image])
     session = onnxruntime.InferenceSession(str(tmp_path / "p" / "model.onnx"), providers=["CPUExecutionProvider"])
     (in_float32,) = session.run(["class_probability"], {"images": image.pixels[None]})
@@ -153,7 +154,7 @@ def test_a_run_in_bfloat16(tmp_path: Path, tmp_path_factory: pytest.TempPathFact
 def test_onnx_parity(with_onnx: Path, micro: Bench, batch: int) -> None:
     """onnxruntime gives what torch gives, for every output; and the file is among those that are checked."""
     assert "  model.onnx\n" in (with_onnx / "SHA256SUMS").read_text()
-    check_parity(with_onnx, micro.prepared().images(np.arange(batch)))
+    check_parity(with_onnx, torch.from_numpy(micro.prepared().images(np.arange(batch))))
 
 
 @pytest.mark.slow

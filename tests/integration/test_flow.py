@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from btinet.evaluation.schema import PREDICTIONS
-from btinet.models.registry import METHODS
+from btinet.models.registry import METHODS, method_class
 from btinet.partitions import read_partition
 from btinet.storage import Storage
 from tests.integration.conftest import REPOSITORY, run_flow
@@ -75,7 +75,7 @@ def test_methods_side_by_side(write_experiment: Callable[..., Path], tmp_path: P
     assert "Table 5: joint methods" in printed and "Table 6: segmentation methods" in printed
     results = tmp_path / "results"
     tables = {name: pq.read_table(results / f"analysis/micro/{name}.parquet") for name in ("table5", "table6")}
-    joint = {name for name in methods if "clf" in METHODS[name].about.tasks}
+    joint = {name for name in methods if "clf" in method_class(name).about.tasks}
     assert set(tables["table5"]["method"].to_pylist()) == joint
     assert set(tables["table6"]["method"].to_pylist()) == set(methods)
     assert tables["table5"]["accuracy"].null_count == 0

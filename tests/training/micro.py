@@ -22,10 +22,11 @@ from btinet.datasets.prepared import PreparedDataset, open_prepared
 from btinet.datasets.splits import load_split
 from btinet.evaluation.evaluate import evaluate
 from btinet.models.registry import build
+from btinet.progress import Progress
 from btinet.storage import Storage
 from btinet.training.data import SplitData
-from btinet.training.loop import Progress
-from btinet.training.stage import stage_folder, train_stage
+from btinet.training.outputs import stage_folder
+from btinet.training.stage import train_stage
 from btinet.training.tasks import Stage1Task, Stage2Task, Task
 
 CPU = torch.device("cpu")

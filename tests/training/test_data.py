@@ -42,7 +42,7 @@ def test_a_batch_is_what_the_prepared_dataset_holds(train: SplitData) -> None:
     batch = train.batch(positions)
     wanted = train.rows[positions]
     assert batch.rows.tolist() == wanted.tolist()
-    images = train.prepared.images(wanted).numpy()  # [3, S, S, 3]
+    images = train.prepared.images(wanted)  # [3, S, S, 3]
     assert batch.images.shape == (3, 3, 32, 32)
     assert batch.images.dtype == torch.float32
     np.testing.assert_array_equal(batch.images.numpy(), images.transpose(0, 3, 1, 2) / np.float32(255))
@@ -50,7 +50,7 @@ def test_a_batch_is_what_the_prepared_dataset_holds(train: SplitData) -> None:
     assert batch.images.max() > 0.5  # neither 0..255 nor divided twice
     assert batch.images.min() >= 0
     assert batch.masks.shape == (3, 1, 32, 32)
-    np.testing.assert_array_equal(batch.masks[:, 0].numpy(), train.prepared.masks(wanted).numpy())
+    np.testing.assert_array_equal(batch.masks[:, 0].numpy(), train.prepared.masks(wanted))
     assert batch.labels.tolist() == train.prepared.labels[wanted].tolist()
     assert batch.labels.dtype == torch.int64
     assert train.sample_ids(wanted) == [f"phantom-{row:06d}" for row in wanted]

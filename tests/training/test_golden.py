@@ -8,8 +8,8 @@ import pytest
 
 from btinet.binding import bind_one
 from btinet.config import Experiment
+from btinet.progress import Progress
 from btinet.storage import Storage
-from btinet.training.loop import Progress
 from btinet.training.stage import train_stage
 from tests.training.micro import CPU
 

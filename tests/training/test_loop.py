@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from btinet.config import LossSettings, TrainSettings
+from btinet.errors import NonFiniteLossError
+from btinet.progress import Progress
 from btinet.ranks import Ranks
 from btinet.storage import Storage
 from btinet.training import loop
 from btinet.training.checkpoint import Checkpoints
 from btinet.training.data import SplitData
-from btinet.training.loop import NonFiniteLossError, Progress, Trained, fit
+from btinet.training.loop import Trained, fit
 from btinet.training.tasks import Task
 from tests.training.micro import SEED, Bench
 

@@ -18,9 +18,9 @@ import pytest
 
 from btinet.errors import InputError
 from btinet.partitions import read_partition
+from btinet.progress import Progress
 from btinet.storage import Storage
-from btinet.training.loop import Progress
-from btinet.training.stage import epochs_file, finished_stage
+from btinet.training.outputs import epochs_file, finished_stage
 from tests.training.micro import KEY, Bench, bench, files
 
 EPOCHS = 4

@@ -17,7 +17,8 @@ from btinet.config import BoundRun
 from btinet.errors import InputError
 from btinet.partitions import read_partition
 from btinet.storage import Storage
-from btinet.training.stage import epochs_file, train_stage
+from btinet.training.outputs import epochs_file
+from btinet.training.stage import train_stage
 from tests.training.micro import CPU, Bench, bench
 
 CHANGES: dict[str, dict[str, Any]] = {

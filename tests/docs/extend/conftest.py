@@ -17,7 +17,7 @@ PAGE = (REPOSITORY / "docs/extend.md").read_text()
 BLOCKS: dict[str, str] = dict(re.findall(r'^```\w+ title="(\S+)"\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL))
 """What the page shows, by the path that it gives."""
 FILES = [path for path in BLOCKS if (EXAMPLES / Path(path).name).exists()]
-REGISTRIES = [path for path, text in BLOCKS.items() if text.startswith("+")]
+REGISTRIES = [path for path, text in BLOCKS.items() if re.search(r"^\+", text, re.MULTILINE)]
 
 
 def module_name(path: str) -> str:
@@ -39,6 +39,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         (registry,) = re.findall(r"^ (\w+)(?:: .*)? = {$", BLOCKS[path], re.MULTILINE)
         module = import_module(module_name(path))
         names = dict(vars(module))
-        exec(added[0], names)
-        for name, value in eval(f"{{{added[1]}}}", names).items():
+        *imported, entry = filter(None, added)
+        exec("\n".join(imported), names)
+        for name, value in eval(f"{{{entry}}}", names).items():
             monkeypatch.setitem(getattr(module, registry), name, value)
