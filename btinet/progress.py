@@ -122,7 +122,9 @@ def watching(file: Storage, on_change: Callable[[dict[str, Any]], None]) -> Iter
 def read_progress(file: Storage) -> dict[str, Any] | None:
     """What ``file`` holds at present; None where there is none, or it cannot be read now."""
     try:
-        content: dict[str, Any] | None = file.read_json() if file.exists() else None
+        content: dict[str, Any] = file.read_json()
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:  # the job goes on without its progress being shown
         log.debug("%s: %s", file, error)
         return None
