@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from btinet.config import BoundRun
 from btinet.errors import InputError
-from btinet.evaluation.outputs import predictions_file
-from btinet.partitions import partition_file
+from btinet.evaluation.outputs import evaluation_receipt_file, predictions_file
+from btinet.evaluation.run_table import run_file
 from btinet.receipts import Receipt, read_receipt
 from btinet.storage import Storage
 from btinet.training.outputs import epochs_file, finished_stage, run_folder
@@ -38,7 +38,7 @@ class StoredRun(NamedTuple):
         """All that is this run's alone: its folder and its result files."""
         results = [
             predictions_file(self.root, self.bound),
-            partition_file(self.root, "runs", self.bound.run, self.bound.run_id),
+            run_file(self.root, self.bound),
             *(epochs_file(self.root, self.bound, stage) for stage in self.bound.run.stages),
         ]
         return [run_folder(self.root, self.bound.run_id), *(file for file in results if file.exists())]
@@ -82,5 +82,5 @@ def _read(root: Storage, file: Storage) -> StoredRun:
         raise InputError(f"{file}: not a run of this version of btinet: {error}") from error
     receipts = {stage: finished_stage(bound, stage, root) for stage in bound.run.stages}
     stages = {stage: receipt for stage, receipt in receipts.items() if receipt is not None}
-    evaluation = read_receipt(run_folder(root, bound.run_id) / "evaluation.json")
+    evaluation = read_receipt(evaluation_receipt_file(root, bound.run_id))
     return StoredRun(root, bound, stages, evaluation)

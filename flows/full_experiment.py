@@ -24,11 +24,9 @@ from btinet.cluster.clusters import Cluster, JobCluster, open_cluster
 from btinet.config import BoundRun, DatasetSettings, Experiment, ResourceSettings, load_experiment
 from btinet.console import fail
 from btinet.errors import InputError, JobError, NotConnectedError
-from btinet.evaluation.outputs import finished_evaluation
 from btinet.results import Results, headline_rows, headline_table, method_tables, publish_results
-from btinet.status import is_finished
+from btinet.status import finished_step, is_finished, steps
 from btinet.storage import Storage
-from btinet.training.outputs import finished_stage
 from flows.process import cancelling, prefect_api
 
 LOG_SECONDS = 5.0
@@ -244,10 +242,10 @@ class _Room:
 def _run_table(bounds: list[BoundRun], root: Storage) -> list[dict[str, Any]]:
     rows = []
     for bound in bounds:
-        steps = [finished_stage(bound, stage, root) for stage in bound.run.stages] + [finished_evaluation(bound, root)]
+        receipts = [finished_step(bound, step, root) for step in steps(bound.run)]
         row: dict[str, Any] = {"run": bound.run.key, "run_id": bound.run_id}
-        row |= {f"{receipt.step} seconds": receipt.wall_seconds for receipt in steps if receipt}
-        rows.append(row | {"finished": steps[-1].finished if steps[-1] else None})
+        row |= {f"{receipt.step} seconds": receipt.wall_seconds for receipt in receipts if receipt}
+        rows.append(row | {"finished": receipts[-1].finished if receipts[-1] else None})
     return rows
 
 

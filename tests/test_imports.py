@@ -37,11 +37,15 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 LIGHT = [
     "btinet.cluster.worker",
     "btinet.cli",
+    "btinet.models.registry",
+    "btinet.datasets",
+    "btinet.datasets.prepare",
     "btinet.binding",
     "btinet.search",
     "btinet.status",
     "btinet.analysis",
     "btinet.report",
+    "btinet.results",
     "btinet.calibration.reliability",
     "btinet.calibration.distribution",
 ]

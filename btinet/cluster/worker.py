@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Do steps of a run, one after the other; runs in every worker of a job."""
+    """Do steps of a run, one after the other; runs in every worker of a Ray Train run."""
     import ray.train.torch
 
     from btinet.cluster.metrics import TrainingMetrics

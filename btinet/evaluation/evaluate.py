@@ -15,7 +15,7 @@ from btinet.config import BoundRun
 from btinet.datasets.prepared import PreparedDataset, open_prepared
 from btinet.datasets.splits import Split, load_split
 from btinet.evaluation.mc_dropout import McDropout, dropout_layers, head_dropout, mc_dropout
-from btinet.evaluation.outputs import evaluation_inputs, finished_evaluation, predictions_file
+from btinet.evaluation.outputs import evaluation_inputs, evaluation_receipt_file, finished_evaluation, predictions_file
 from btinet.evaluation.pictures import images_file, mask_png, variance_png, write_images
 from btinet.evaluation.run_table import write_run
 from btinet.evaluation.schema import PREDICTIONS
@@ -78,7 +78,7 @@ def evaluate(
     headline = _headline(table, bound.run.stages[-1])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     row = write_run(bound, root, prepared.manifest.classes, headline, environment() | {"device": name})
-    receipt = run_folder(root, bound.run_id) / "evaluation.json"
+    receipt = evaluation_receipt_file(root, bound.run_id)
     return write_receipt(
         receipt, root, "evaluation", evaluation_inputs(bound, root), [file, images, row], headline, started, name
     )

@@ -16,6 +16,10 @@ def predictions_file(root: Storage, bound: BoundRun) -> Storage:
     return partition_file(root, "predictions", bound.run, bound.run_id)
 
 
+def evaluation_receipt_file(root: Storage, run_id: str) -> Storage:
+    return run_folder(root, run_id) / "evaluation.json"
+
+
 def evaluation_inputs(bound: BoundRun, root: Storage) -> dict[str, Any]:
     """What the predictions follow from: the weights, how they are evaluated, and which columns are asked for."""
     receipts = {stage: finished_stage(bound, stage, root) for stage in bound.run.stages}
@@ -35,4 +39,4 @@ def evaluation_inputs(bound: BoundRun, root: Storage) -> dict[str, Any]:
 
 def finished_evaluation(bound: BoundRun, root: Storage) -> Receipt | None:
     """The evaluation's receipt, if it is done with these settings and its outputs are in place."""
-    return valid_receipt(run_folder(root, bound.run_id) / "evaluation.json", root, evaluation_inputs(bound, root))
+    return valid_receipt(evaluation_receipt_file(root, bound.run_id), root, evaluation_inputs(bound, root))

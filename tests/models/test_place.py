@@ -92,10 +92,7 @@ class TestTraining:
 
     def test_bfloat16_nearly_so(self) -> None:
         """Stated in docs/performance.md: within 2 % over the first steps."""
-        rounded, exact = (
-            losses(place(fresh("bfloat16"), CPU), fused=True),
-            losses(plainly(fresh()), fused=False),
-        )
+        rounded, exact = losses(place(fresh("bfloat16"), CPU), fused=True), losses(plainly(fresh()), fused=False)
         assert rounded != exact
         assert rounded == pytest.approx(exact, rel=0.02)
 

@@ -39,7 +39,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         (registry,) = re.findall(r"^ (\w+)(?:: .*)? = {$", BLOCKS[path], re.MULTILINE)
         module = import_module(module_name(path))
         names = dict(vars(module))
-        *imported, entry = filter(None, added)
+        *imported, entry = added
         exec("\n".join(imported), names)
         for name, value in eval(f"{{{entry}}}", names).items():
             monkeypatch.setitem(getattr(module, registry), name, value)
