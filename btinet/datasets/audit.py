@@ -126,7 +126,7 @@ def audit(
         if on_progress is not None:
             on_progress(done, len(samples))
     facts = pa.Table.from_pylist(rows, FACTS)
-    pairs = find_duplicates(*(facts[column].to_pylist() for column in ("sample_id", "pixels_sha256", "fingerprint")))
+    pairs = find_duplicates(*(facts[column].to_pylist() for column in ("sample_id", "pixels_hash", "fingerprint")))
     splits, note = _splits(facts, pairs, policy, seed)
     found += dataset_findings(reader.classes, reader.healthy, facts, pairs, splits)
     return Audit(

@@ -13,21 +13,17 @@ copies: only ids can join those.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 GRID = 24
 """Cells a side of the thumbnail that a fingerprint describes."""
-
-FINE = 8 * GRID
-"""Pixels a side from which an image is finer than the thumbnail needs."""
 
 FINGERPRINT_BYTES = GRID**2
 
@@ -80,11 +76,8 @@ def fingerprint(image: NDArray[np.uint8]) -> bytes:
     Args:
         image: RGB [H, W, 3] of any size.
     """
-    picture = Image.fromarray(image).convert("L")
-    picture = picture.reduce(max(1, min(picture.size) // FINE))  # whole boxes of pixels: integers too, and fast
-    grey = np.asarray(picture).astype(np.float64)  # whole numbers below 2**53: their sums are exact in any order
-    total = (_cells(grey.shape[0]) @ grey @ _cells(grey.shape[1]).T).astype(np.int64)
-    thumbnail = _divide(total, grey.size)
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    thumbnail = _divide(_cell_sums(grey), grey.size)
     deviation = 9 * thumbnail - _neighbourhood_sum(thumbnail)  # in ninths of a grey level
     spread = _neighbourhood_sum(np.abs(deviation))  # in 81sts
     return _divide(SCALE * 9 * deviation, spread + 81 * NOISE).astype(np.int8).tobytes()
@@ -175,25 +168,26 @@ def clusters(
     return number[np.unique(component, return_inverse=True)[1]]
 
 
-@lru_cache
-def _cells(length: int) -> NDArray[np.float64]:
-    """[GRID, length]: how much of each pixel lies in each of GRID equal cells, in 1/GRID of a pixel.
+def _cell_sums(grey: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """[GRID, GRID]: the sum of [H, W] over each of GRID x GRID equal cells, in 1/GRID**2 of a pixel.
 
-    Where a cell's edge falls within a pixel, the pixel counts by its share on either side. (Pillow's BOX takes whole
-    pixels, and which ones hangs on the last bit of a float.)
+    Where a cell's edge falls within a pixel, the pixel counts by its share on either side. The sum from the picture's
+    corner to a cell's grows linearly within a pixel, so it lies between those to the pixel's own corners.
     """
-    start = np.arange(length) * GRID
-    edges = np.arange(GRID + 1)[:, None] * length
-    return np.clip(np.minimum(start + GRID, edges[1:]) - np.maximum(start, edges[:-1]), 0, None).astype(np.float64)
+    sums = cv2.integral(grey, sdepth=cv2.CV_64F)  # whole numbers below 2**53: exact
+    for length in grey.shape:  # along the height, then along the width
+        whole, share = np.divmod(np.arange(GRID + 1) * length, GRID)
+        following = np.minimum(whole + 1, length)
+        sums = sums[whole].T * (GRID - share) + sums[following].T * share
+    return np.diff(np.diff(sums, axis=0), axis=1).astype(np.int64)
 
 
-def _neighbourhood_sum(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def _neighbourhood_sum(values: NDArray[np.int32]) -> NDArray[np.int32]:
     """Sum over 3x3 neighbours of [H, W]; the border is repeated outwards."""
-    padded = np.pad(values, 1, mode="edge")
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    total = cv2.boxFilter(values, -1, (3, 3), normalize=False, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(total, np.int32)
 
 
-def _divide(numerator: NDArray[np.int64], denominator: NDArray[np.int64] | int) -> NDArray[np.int64]:
+def _divide(numerator: NDArray[np.signedinteger], denominator: NDArray[np.int32] | int) -> NDArray[np.int32]:
     """Quotient rounded to the nearest integer, half up."""
-    return (2 * numerator + denominator) // (2 * denominator)
+    return ((2 * numerator + denominator) // (2 * denominator)).astype(np.int32)

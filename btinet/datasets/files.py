@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
@@ -130,14 +131,14 @@ def read_mask(file: Storage) -> NDArray[np.uint8]:
     levels = np.asarray(_decode(read_content(file), shown(file), "L"))
     if levels.max() <= 1:
         return levels
-    blurred = np.count_nonzero((levels >= BLUR) & (levels <= 255 - BLUR)) / levels.size
+    blurred = cv2.countNonZero(cv2.inRange(levels, BLUR, 255 - BLUR)) / levels.size
     if blurred > BLURRED_SHARE:
         message = (
             f"mask is not binary: {blurred:.0%} of its pixels are neither black nor white: save the lesion as 255 "
             "and the rest as 0"
         )
         raise SampleError(Check.NON_BINARY_MASK, shown(file), message)
-    return (levels > MASK_THRESHOLD).astype(np.uint8)
+    return np.asarray(cv2.threshold(levels, MASK_THRESHOLD, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
 def _decode(content: bytes, place: str, mode: Literal["RGB", "L"]) -> Image.Image:

@@ -8,26 +8,27 @@ collected on the way; if there is one, all are reported together and nothing is 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
 
 from btinet.config import DatasetSettings, json_hash
 from btinet.datasets.duplicates import find_duplicates
-from btinet.datasets.examine import FACTS, dataset_findings, examine, map_in_order
+from btinet.datasets.examine import FACTS, dataset_findings, examine, map_in_order, pixels_hash
 from btinet.datasets.prepared import (
     BATCH_ROWS,
     DUPLICATES_FILE,
@@ -47,13 +48,13 @@ from btinet.datasets.sample import Finding, Reader, Sample
 from btinet.errors import InputError
 from btinet.storage import Storage, cache_folder, file_sha256
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 MAX_FINDINGS = 50
 """How many faults an error message lists."""
 
 HASH_DIGITS = 16
-
-RESIZE_ROWS = 56
-"""Rows resized at a time: few enough for the CPU's cache, many enough for threads not to wait for each other."""
 
 PREPARED_FACTS = pa.schema([*FACTS, *(field for field in SAMPLES if field.name not in FACTS.names)])
 """What is known of a sample at its own size and at the prepared size."""
@@ -72,8 +73,9 @@ class Prepared(NamedTuple):
 class Part(NamedTuple):
     """A finished file of the store."""
 
+    file: FileEntry
     digest: str
-    """SHA-256 of its samples' rows, fingerprints and pixels."""
+    """SHA-256 of its samples' rows and of their pixels' hashes."""
     facts: pa.Table
     """PREPARED_FACTS"""
 
@@ -83,6 +85,8 @@ class Decoded(NamedTuple):
 
     image: bytes
     mask: bytes
+    pixels_hash: str
+    """Of image and mask."""
     facts: dict[str, object]
 
 
@@ -122,7 +126,7 @@ def prepare(
                 return Prepared(manifest, reused=True)
         folder.mkdir(exist_ok=True)
         try:
-            content_hash, facts = _write_files(settings.name, reader, samples, image_size, folder, on_progress)
+            content_hash, files, facts = _write_files(settings.name, reader, samples, image_size, folder, on_progress)
         except InputError:
             shutil.rmtree(folder)
             raise
@@ -140,9 +144,9 @@ def prepare(
                 classes=reader.classes,
                 class_counts={name: labels[label] for label, name in enumerate(reader.classes)},
                 count=len(facts),
-                files=_file_entries(folder, _store_files(folder)),
+                files=files,
                 source=Source(origin=reader.origin, fingerprint=fingerprint),
-                versions={package: version(package) for package in ("btinet", "numpy", "pillow")},
+                versions={package: version(package) for package in ("btinet", "opencv-python-headless", "pillow")},
             ),
         )
         pointer.write_json({"hash": content_hash})
@@ -198,7 +202,10 @@ def choose_subset(samples: list[Sample], max_samples: int | None) -> list[Sample
 
 def source_fingerprint(settings: DatasetSettings, image_size: int, reader: Reader, samples: list[Sample]) -> str:
     """SHA-256 of all that the prepared store follows from: the settings, the samples and their files."""
-    identities = map_in_order(lambda sample: [_file_identity(file) for file in sample.files], samples)
+    files = [file for sample in samples for file in sample.files]
+    is_local = all(file.is_local for file in files)
+    # threads would spend more on taking turns than a small file on a disk takes to read
+    identities = iter(map(_file_identity, files) if is_local else map_in_order(_file_identity, files))
     rows = [
         [
             sample.sample_id,
@@ -206,49 +213,19 @@ def source_fingerprint(settings: DatasetSettings, image_size: int, reader: Reade
             sample.group_id,
             sample.split,
             sample.source,
-            files,
+            list(islice(identities, len(sample.files))),
         ]
-        for sample, files in zip(samples, identities, strict=True)
+        for sample in samples
     ]
     return json_hash([FORMAT, settings.name, settings.max_samples, image_size, reader.classes, rows])
 
 
 def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize [H, W, 3] to [size, size, 3], bilinear without antialiasing (as cv2.INTER_LINEAR), half rounded up.
+    """Resize [H, W, 3] to [size, size, 3], bilinear without antialiasing, half rounded up.
 
-    Exact, in integers: the result, and so the content hash, does not depend on the CPU. A pixel's centre in the source
-    lies at (i + 1/2) * length / size - 1/2, a multiple of 1 / (2 * size): that is the unit of the weights. Sums stay
-    below 2**32 for every size up to 2048.
+    OpenCV's exact variant, in integers: the result, and so the content hash, does not depend on the CPU.
     """
-    height, width, channels = image.shape
-    unit = np.uint32(2 * size)
-    low, high, below = _neighbours(height, size)
-    left, right, beside = _neighbours(width, size)
-    beside = np.repeat(beside, channels)
-    flat = image.reshape(height, width * channels)
-    resized = np.empty((size, size * channels), np.uint8)
-    for start in range(0, size, RESIZE_ROWS):
-        block = slice(start, start + RESIZE_ROWS)
-        rows = flat.take(low[block], axis=0) * (unit - below[block, None])
-        rows += flat.take(high[block], axis=0) * below[block, None]
-        pixels = rows.reshape(len(rows), width, channels)
-        total = pixels.take(left, axis=1).reshape(len(rows), -1)
-        total *= unit - beside
-        other = pixels.take(right, axis=1).reshape(len(rows), -1)
-        other *= beside
-        total += other
-        total += unit * unit // np.uint32(2)
-        total //= unit * unit
-        resized[block] = total
-    return resized.reshape(size, size, channels)
-
-
-@lru_cache(maxsize=256)
-def _neighbours(length: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint32]]:
-    """The two source pixels between which each of ``size`` new ones lies, and the second one's weight in 1/(2 size)."""
-    position = np.clip((2 * np.arange(size) + 1) * length - size, 0, (length - 1) * 2 * size)
-    low, weight = np.divmod(position, 2 * size)
-    return low, np.minimum(low + 1, length - 1), weight.astype(np.uint32)
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR_EXACT), np.uint8)
 
 
 def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -264,10 +241,10 @@ def _write_files(
     image_size: int,
     folder: Path,
     on_progress: Progress | None,
-) -> tuple[str, pa.Table]:
-    """Write the store's files into ``folder``, but for the parts that are there; its content hash and its facts."""
+) -> tuple[str, dict[str, FileEntry], pa.Table]:
+    """Write the store's files into ``folder``, but for the parts that are there; content hash, files and facts."""
     findings = list(reader.findings())
-    parts: list[Part] = []
+    parts: dict[str, Part] = {}
     for start in range(0, len(samples), PART_ROWS):
         path = folder / f"part-{start // PART_ROWS:05d}.arrow"
         chunk = samples[start : start + PART_ROWS]
@@ -279,17 +256,19 @@ def _write_files(
             )
         else:
             _tell(on_progress, len(samples), start, len(chunk))
-        parts.append(part)
+        parts[path.name] = part
 
-    facts = pa.concat_tables(part.facts for part in parts)
-    columns = (facts[column].to_pylist() for column in ("sample_id", "pixels_sha256", "fingerprint"))
+    facts = pa.concat_tables(part.facts for part in parts.values())
+    columns = (facts[column].to_pylist() for column in ("sample_id", "pixels_hash", "fingerprint"))
     pairs = find_duplicates(*columns)
     findings += dataset_findings(reader.classes, reader.healthy, facts, pairs, facts["split"].to_pylist())
     if _errors(findings):
         raise _refusal(name, reader, findings)
     pq.write_table(facts.select(SAMPLES.names).cast(SAMPLES), folder / SAMPLES_FILE, compression="zstd")
     pq.write_table(pairs, folder / DUPLICATES_FILE, compression="zstd")
-    return json_hash([FORMAT, name, image_size, reader.classes, [part.digest for part in parts]])[:HASH_DIGITS], facts
+    identity = [FORMAT, name, image_size, reader.classes, [part.digest for part in parts.values()]]
+    files = {file: part.file for file, part in parts.items()} | _file_entries(folder, (SAMPLES_FILE, DUPLICATES_FILE))
+    return json_hash(identity)[:HASH_DIGITS], files, facts
 
 
 def _finished_part(path: Path) -> Part | None:
@@ -298,7 +277,8 @@ def _finished_part(path: Path) -> Part | None:
     if not sidecar.exists():
         return None
     facts = pq.read_table(sidecar)
-    return Part(facts.schema.metadata[b"digest"].decode(), facts.replace_schema_metadata())
+    file, digest = (facts.schema.metadata[key] for key in (b"file", b"digest"))
+    return Part(FileEntry.model_validate_json(file), digest.decode(), facts.replace_schema_metadata())
 
 
 def _write_part(path: Path, rows: Iterator[Decoded], image_size: int) -> Part:
@@ -312,22 +292,32 @@ def _write_part(path: Path, rows: Iterator[Decoded], image_size: int) -> Part:
     )
     facts: list[dict[str, object]] = []
     digest = hashlib.sha256()
-    with pa.ipc.new_file(str(path), schema) as writer:
+    with _HashedFile(path) as file, pa.ipc.new_file(file, schema) as writer:
         while batch := list(islice(rows, BATCH_ROWS)):
             columns = [[row.image for row in batch], [row.mask for row in batch]]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
             for row in batch:
-                identity = [row.facts[name] for name in ("sample_id", "group_id", "label", "split", "pixels_sha256")]
-                digest.update(json.dumps(identity).encode())
-                digest.update(row.image)
-                digest.update(row.mask)
+                identity = [row.facts[name] for name in ("sample_id", "group_id", "label", "split", "pixels_hash")]
+                digest.update(json.dumps([*identity, row.pixels_hash]).encode())
                 facts.append(row.facts)
+    entry = FileEntry(sha256=file.sha256.hexdigest(), bytes=path.stat().st_size)
     table = pa.Table.from_pylist(facts, PREPARED_FACTS)
-    (Storage(str(path.with_suffix(".facts")))).write_table(
-        table.replace_schema_metadata({"digest": digest.hexdigest()})
-    )
-    return Part(digest.hexdigest(), table)
+    metadata = {"file": entry.model_dump_json(), "digest": digest.hexdigest()}
+    Storage(str(path.with_suffix(".facts"))).write_table(table.replace_schema_metadata(metadata))
+    return Part(entry, digest.hexdigest(), table)
+
+
+class _HashedFile(io.BufferedWriter):
+    """A new file whose content is hashed as it is written, while other threads decode."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: ReadableBuffer, /) -> int:
+        self.sha256.update(content)
+        return super().write(content)
 
 
 def _usable(
@@ -351,16 +341,13 @@ def _decode(reader: Reader, sample: Sample, image_size: int) -> Decoded | Findin
     small_image = resize_image(image, image_size)
     area = int(small_mask.sum())
     facts = outcome.facts | {"has_mask": area > 0, "gt_area": area} | _intensity(small_image)
-    return Decoded(small_image.tobytes(), small_mask.tobytes(), facts)
+    return Decoded(small_image.tobytes(), small_mask.tobytes(), pixels_hash(small_image, small_mask), facts)
 
 
 def _intensity(image: NDArray[np.uint8]) -> dict[str, float]:
-    """Mean and standard deviation over pixels and channels, from the exact counts of the 256 values."""
-    counts = np.array(Image.fromarray(image).histogram()).reshape(-1, 256).sum(0)
-    values = np.arange(256)
-    mean = float(counts @ values) / image.size
-    variance = float(counts @ (values - mean) ** 2) / image.size
-    return {"intensity_mean": mean, "intensity_std": variance**0.5}
+    """Mean and standard deviation over pixels and channels."""
+    mean, deviation = cv2.meanStdDev(image.reshape(len(image), -1))
+    return {"intensity_mean": mean.item(), "intensity_std": deviation.item()}
 
 
 def _tell(on_progress: Progress | None, total: int, before: int, done: int) -> None:
@@ -394,10 +381,6 @@ def _file_entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
         for name, file in files.items()
         if file.exists()
     }
-
-
-def _store_files(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir() if file.suffix in (".arrow", ".parquet"))
 
 
 def _errors(findings: Iterable[Finding]) -> list[Finding]:

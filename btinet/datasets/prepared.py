@@ -24,11 +24,11 @@ from btinet.config import Strict
 from btinet.errors import InputError
 from btinet.storage import Storage, cache_folder, file_sha256
 
-FORMAT = 2
+FORMAT = 3
 """Version of the store's layout and of how pixels get into it. Raise it with any change to either."""
 
 PART_ROWS = 1024
-BATCH_ROWS = 64
+BATCH_ROWS = 16
 SAMPLES_FILE = "samples.parquet"
 DUPLICATES_FILE = "duplicates.parquet"
 MANIFEST_FILE = "manifest.json"
@@ -68,7 +68,8 @@ class Manifest(Strict):
     format: int
     name: str
     hash: str
-    """Start of the SHA-256 of format, name, size, classes, and every sample's id, group, label, split and pixels."""
+    """Start of the SHA-256 of format, name, size, classes, and every sample's id, group, label, split and pixels (by
+    their XXH3)."""
     image_size: int
     classes: tuple[str, ...]
     class_counts: dict[str, int]

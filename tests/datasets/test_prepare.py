@@ -277,7 +277,7 @@ def test_a_half_written_store_is_never_read(monkeypatch: pytest.MonkeyPatch, sto
         with pytest.raises(OSError, match="disk full"):
             prepare(FAKE, 32, store)
     (folder,) = (store / "datasets/fake").children()
-    assert [file.name for file in folder.children()] == ["duplicates.parquet", "part-00000.arrow"]
+    assert [file.name for file in folder.children()] == ["part-00000.arrow"]
     with pytest.raises(InputError, match="btinet prepare"):
         open_prepared(store, "fake", folder.name)
     manifest, reused = prepare(FAKE, 32, store)
@@ -383,7 +383,8 @@ def test_resizing_is_torchs_bilinear(height: int, width: int, size: int) -> None
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     reference = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
     difference = np.abs(resize_image(image, size) - reference.numpy())
-    assert difference.max() <= 0.51  # torch's float32 coordinates are this exact
+    assert difference.max() < 1  # OpenCV's weights are whole 256ths; the noise is as contrasty as can be
+    assert difference.mean() < 0.27  # rounding alone makes it 0.25
 
 
 def test_nearest_is_exact_where_floats_are_not() -> None:
@@ -399,13 +400,13 @@ def test_other_pixels_need_another_format() -> None:
         hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16]
         for pixels in (resize_image(noise, 224), resize_mask(noise[..., 0], 224))
     ]
-    assert (FORMAT, *digests) == (2, "e146b58fe4db0545", "886862d42491f0cd")
+    assert (FORMAT, *digests) == (3, "ffe6b4553f93e826", "886862d42491f0cd")
 
 
 def test_parts_are_plain_arrow(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
     use(monkeypatch, FakeReader(70))
     folder = store_folder(store, "fake", prepare(FAKE, 32, store).manifest.hash)
     reader = pa.ipc.open_file(pa.memory_map((folder / "part-00000.arrow").path))
-    assert [reader.get_batch(n).num_rows for n in range(reader.num_record_batches)] == [64, 6]
+    assert [reader.get_batch(n).num_rows for n in range(reader.num_record_batches)] == [16, 16, 16, 16, 6]
     assert reader.schema.field("image").type == pa.binary(32 * 32 * 3)
     assert reader.schema.field("mask").type == pa.binary(32 * 32)
