@@ -50,20 +50,21 @@ def focal_tversky(p: Tensor, y: Tensor, settings: LossSettings) -> Tensor:
 
 def boundary_loss(p: Tensor, y: Tensor) -> Tensor:
     """Mean |K * y - K * p| with the 5x5 curvature kernel K = (x^2 - y^2) exp(-(x^2 + y^2) / 2) (notes L4)."""
-    kernel = curvature_kernel().to(p)
+    kernel = curvature_kernel(p.device).to(p.dtype)
     return F.conv2d(y - p, kernel, padding=2).abs().mean()
 
 
-def curvature_kernel() -> Tensor:
-    """[1, 1, 5, 5]"""
-    axis = torch.arange(-2.0, 3.0)
+def curvature_kernel(device: torch.device) -> Tensor:
+    """[1, 1, 5, 5]; made where it is used, since a copy from the host would wait for the device."""
+    axis = torch.arange(-2.0, 3.0, device=device)
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     return ((columns**2 - rows**2) * torch.exp(-(columns**2 + rows**2) / 2))[None, None]
 
 
 def texture_loss(p: Tensor, y: Tensor) -> Tensor:
     """Mean over images of |std(Sobel_x y) - std(Sobel_x p)| (notes L5)."""
-    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(p)[None, None]
+    slope = torch.arange(-1.0, 2.0, device=p.device, dtype=p.dtype)
+    kernel = torch.outer(2 - slope.abs(), slope)[None, None]
 
     def spread(maps: Tensor) -> Tensor:
         variance = F.conv2d(maps, kernel, padding=1).var((1, 2, 3), correction=0)
@@ -86,10 +87,15 @@ def soft_iou(p: Tensor, y: Tensor) -> Tensor:
     return intersection / (p.sum((1, 2, 3)) + y.sum((1, 2, 3)) - intersection + EPSILON)
 
 
-def difficulty(values: Tensor, ranks: Ranks) -> Tensor:
-    """Eq. 15/18-20: min-max within the global batch and inverted, so that the lowest value gets target 1."""
-    low, high = ranks.min_max(values)
-    return 1 - (values - low) / (high - low + EPSILON)
+def difficulty(values: Tensor, counted: Tensor, ranks: Ranks) -> Tensor:
+    """Eq. 15/18-20: min-max within the global batch and inverted, so that the lowest value gets target 1.
+
+    Args:
+        values: [B].
+        counted: bool [B]: the samples that have a difficulty. The others get 0.
+    """
+    low, high = ranks.min_max(values, counted)
+    return torch.where(counted, 1 - (values - low) / (high - low + EPSILON), 0)
 
 
 def gate_loss(
@@ -109,13 +115,11 @@ def gate_loss(
     with torch.no_grad():
         lesion = masks.amax((1, 2, 3)) > 0
         lesions = ranks.sum(lesion.sum())
-        target_seg = difficulty(soft_iou(torch.sigmoid(seg_logits.float()), masks)[lesion], ranks)
-        target_clf = difficulty(clf_logits.float().softmax(1).amax(1), ranks)
-    clf = _gate_bce(w_clf, target_clf).mean()
-    if lesions < 2:
-        return clf + w_seg.sum() * 0
-    # the mean over the lesions of all ranks, as this rank's share of a mean over ranks
-    return clf + _gate_bce(w_seg[lesion], target_seg).sum() * ranks.size / lesions
+        target_seg = difficulty(soft_iou(torch.sigmoid(seg_logits.float()), masks), lesion, ranks)
+        target_clf = difficulty(clf_logits.float().softmax(1).amax(1), torch.ones_like(lesion), ranks)
+        # of the mean over the lesions of all ranks, as this rank's share of a mean over ranks
+        share = torch.where(lesions < 2, 0, lesion * ranks.size / lesions)
+    return _gate_bce(w_clf, target_clf).mean() + (_gate_bce(w_seg, target_seg) * share).sum()
 
 
 def _gate_bce(weights: Tensor, targets: Tensor) -> Tensor:

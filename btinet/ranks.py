@@ -47,10 +47,9 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
-    def min_max(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and greatest of a vector that may be empty here; (inf, -inf) where it is empty everywhere."""
-        infinity = values.new_tensor(torch.inf)
-        extremes = torch.stack([-values.amin(), values.amax()]) if values.numel() else -infinity.expand(2).clone()
+    def min_max(self, values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and greatest of those of a vector that are counted (bool); (inf, -inf) where none is, on any rank."""
+        extremes = torch.where(counted, torch.stack([-values, values]), -torch.inf).amax(1)
         if self.size > 1:
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         return -extremes[0], extremes[1]

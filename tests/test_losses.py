@@ -105,11 +105,11 @@ class TestBoundary:
             [3 * c, 0, -a, 0, 3 * c],
             [0, -3 * c, -4 * b, -3 * c, 0],
         ]
-        assert curvature_kernel().shape == (1, 1, 5, 5)
-        np.testing.assert_allclose(curvature_kernel()[0, 0], expected, rtol=1e-6)
+        assert curvature_kernel(torch.device("cpu")).shape == (1, 1, 5, 5)
+        np.testing.assert_allclose(curvature_kernel(torch.device("cpu"))[0, 0], expected, rtol=1e-6)
 
     def test_kernel_ignores_constants_and_changes_sign_when_transposed(self) -> None:
-        kernel = curvature_kernel()[0, 0]
+        kernel = curvature_kernel(torch.device("cpu"))[0, 0]
         assert kernel.sum().item() == pytest.approx(0, abs=1e-6)
         assert torch.equal(kernel.T, -kernel)
         assert torch.equal(kernel.flip(0), kernel)
@@ -117,7 +117,7 @@ class TestBoundary:
 
     def test_against_numpy(self) -> None:
         p, y = random_maps()
-        kernel = curvature_kernel()[0, 0].double().numpy()
+        kernel = curvature_kernel(torch.device("cpu"))[0, 0].double().numpy()
         differences = [
             np.abs(filtered(mask, kernel) - filtered(probability, kernel))
             for probability, mask in zip(p.numpy()[:, 0], y.numpy()[:, 0], strict=True)
@@ -272,8 +272,10 @@ class TestDifficulty:
         ],
     )
     def test_targets(self, values: list[float], targets: list[float]) -> None:
-        result = difficulty(torch.tensor(values), Ranks())
-        assert result.tolist() == pytest.approx(targets, abs=1e-6)
+        """Two more samples, which have no difficulty, make no difference."""
+        counted = torch.tensor([False, *[True] * len(values), False])
+        result = difficulty(torch.tensor([-3.0, *values, 5.0]), counted, Ranks())
+        assert result.tolist() == pytest.approx([0, *targets, 0], abs=1e-6)
         assert all(0 <= target <= 1 for target in result.tolist())
 
 

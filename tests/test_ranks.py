@@ -142,6 +142,11 @@ def drop(part: slice, synchronised: bool) -> Tensor:
     return output
 
 
+def min_max(ranks: Ranks, values: list[float]) -> tuple[Tensor, Tensor]:
+    """Of these among others that are not counted."""
+    return ranks.min_max(torch.tensor([-9.0, *values, 9.0]), torch.tensor([False, *[True] * len(values), False]))
+
+
 def work(rank: int, folder: str) -> None:
     """One of the two processes."""
     torch.set_num_threads(1)
@@ -153,7 +158,7 @@ def work(rank: int, folder: str) -> None:
         found["sum"] = ranks.sum(torch.tensor([1.0 + rank, 10.0]))
         kept = torch.tensor([rank + 1, 5])
         found["sum int"], found["kept"] = ranks.sum(kept), kept
-        found["min_max"] = {name: ranks.min_max(torch.tensor(values[rank])) for name, values in VALUES.items()}
+        found["min_max"] = {name: min_max(ranks, values[rank]) for name, values in VALUES.items()}
         found["gates"] = {name: judge_gates(lesions, part) for name, lesions in LESIONS.items()}
         for name, synchronise in (("synchronised", True), ("plain", False)):
             model = mixture()
@@ -268,6 +273,6 @@ class TestAlone:
     def test_reductions_are_identities(self) -> None:
         values = torch.tensor([0.5, -1.0, 3.0])
         assert Ranks().sum(values) is values
-        assert [extreme.item() for extreme in Ranks().min_max(values)] == [-1, 3]
-        assert [extreme.item() for extreme in Ranks().min_max(values[:0])] == [float("inf"), float("-inf")]
+        assert [extreme.item() for extreme in Ranks().min_max(values, values < 1)] == [-1, 0.5]
+        assert [extreme.item() for extreme in Ranks().min_max(values, values > 3)] == [float("inf"), float("-inf")]
         Ranks().barrier()

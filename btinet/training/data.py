@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class SplitData:
 
     def batch(self, positions: NDArray[np.int64]) -> Batch:
         """The samples at these positions of the split."""
-        index = torch.from_numpy(positions).to(self.device)
+        index = self._on_device(positions)
         if self._resident is not None:
             images, masks = (pixels[index] for pixels in self._resident)
         else:
@@ -48,7 +49,11 @@ class SplitData:
     def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images and masks of these rows of the dataset, on the device."""
         images, masks = self.prepared.images(rows), self.prepared.masks(rows)
-        return torch.from_numpy(images).to(self.device), torch.from_numpy(masks).to(self.device)
+        return self._on_device(images), self._on_device(masks)
+
+    def _on_device(self, values: NDArray[Any]) -> Tensor:
+        """A copy, which does not wait for what the device has still to do."""
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
     def ordered(self, batch_size: int, ranks: Ranks) -> Iterator[Batch]:
         """All samples in fixed batches, dealt out over the ranks by whole batches."""

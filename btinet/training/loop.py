@@ -7,7 +7,7 @@ So on a CPU a run that was killed and resumed ends with the same weights, to the
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +27,7 @@ from btinet.ranks import Ranks, synchronise_batchnorm, synchronise_dropout
 from btinet.training.balancing import Balance
 from btinet.training.checkpoint import Checkpoints, PackedBest, pack, pack_best
 from btinet.training.data import SplitData
-from btinet.training.tasks import Task
+from btinet.training.tasks import Batch, Task
 
 
 class Trained(NamedTuple):
@@ -190,39 +191,95 @@ def _train_epoch(
     on_step: Callable[[Progress], None],
     history: list[Row],
 ) -> Row:
-    """One pass over the training data; returns the mean of each loss, named ``train_*``."""
+    """One pass over the training data; returns the mean of each loss, named ``train_*``.
+
+    On a GPU steps are queued without waiting for it: a step's loss is looked at when the next one is queued.
+    """
     ranks = Ranks()
     task.train()
-    parameters = optimizer.param_groups[0]["params"]
     steps = train.steps(settings.batch_size)
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=train.device))
     started = time.perf_counter()
-    for step, batch in enumerate(train.shuffled(settings.batch_size, [seed, task.stage, epoch], ranks), start=1):
-        images, masks = augment(batch.images, batch.masks, batch.rows, seed, epoch, settings)
-        losses = step_module(batch._replace(images=images, masks=masks), ranks)
-        losses["loss"] = balance.total(losses)
-        loss = ranks.sum(losses["loss"].detach()).item() / ranks.size
+
+    def look_at(step: Step) -> None:
+        loss = step.loss.wait() / ranks.size
         if not np.isfinite(loss):
             raise NonFiniteLossError(
-                f"stage {task.stage}, epoch {epoch}, step {step}: the loss is {loss} "
-                f"({', '.join(f'{name}: {value.item():.4g}' for name, value in losses.items())}) for the samples "
-                f"{', '.join(ranks.gather(train.sample_ids(batch.rows)))}; "
+                f"stage {task.stage}, epoch {epoch}, step {step.number}: the loss is {loss} "
+                f"({', '.join(f'{name}: {value.item():.4g}' for name, value in step.losses.items())}) for the samples "
+                f"{', '.join(ranks.gather(train.sample_ids(step.rows)))}; "
                 "look at these images and masks, or lower the learning rate"
             )
-        optimizer.zero_grad(set_to_none=True)
-        balance.backward(losses, parameters, ranks)
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        optimizer.step()
-        for name, value in losses.items():
-            totals[name] += value.detach()
         if ranks.is_first:
-            steps_left = steps - step + steps * (epochs - epoch)
-            seconds_left = (time.perf_counter() - started) / step * steps_left
+            steps_left = steps - step.number + steps * (epochs - epoch)
+            seconds_left = (time.perf_counter() - started) / step.number * steps_left
             last = history[-1] if history else None
-            on_step(Progress(task.stage, epoch, epochs, step, steps, loss, seconds_left, last))
+            on_step(Progress(task.stage, epoch, epochs, step.number, steps, loss, seconds_left, last))
+
+    queued: deque[Step] = deque()
+    for number, batch in enumerate(train.shuffled(settings.batch_size, [seed, task.stage, epoch], ranks), start=1):
+        losses = take_step(step_module, batch, optimizer, balance, settings, seed, epoch, ranks)
+        for name, value in losses.items():
+            totals[name] += value
+        queued.append(Step(number, batch.rows, losses, ArrivingScalar(ranks.sum(losses["loss"]))))
+        if len(queued) > (1 if train.device.type == "cuda" else 0):
+            look_at(queued.popleft())
+    for step in queued:
+        look_at(step)
     names = sorted(totals)
     means = ranks.sum(torch.stack([totals[name] for name in names])) / (steps * ranks.size)
     return {f"train_{name}": value for name, value in zip(names, means.tolist(), strict=True)}
+
+
+def take_step(
+    step_module: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    balance: Balance,
+    settings: TrainSettings,
+    seed: int,
+    epoch: int,
+    ranks: Ranks,
+) -> dict[str, Tensor]:
+    """Augment, forward, backward, update; the losses, and what was minimised as ``loss``.
+
+    Nothing in it waits for the device.
+    """
+    images, masks = augment(batch.images, batch.masks, batch.rows, seed, epoch, settings)
+    losses = step_module(batch._replace(images=images, masks=masks), ranks)
+    losses["loss"] = balance.total(losses)
+    optimizer.zero_grad(set_to_none=True)
+    parameters = optimizer.param_groups[0]["params"]
+    balance.backward(losses, parameters, ranks)
+    torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+    optimizer.step()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+class ArrivingScalar:
+    """A number on its way from the device to the host."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value.to("cpu", non_blocking=value.is_cuda)
+        self._arrival = torch.cuda.Event() if value.is_cuda else None
+        if self._arrival is not None:
+            self._arrival.record()
+
+    def wait(self) -> float:
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._value.item()
+
+
+class Step(NamedTuple):
+    """A step that was queued."""
+
+    number: int
+    """In its epoch, from 1."""
+    rows: NDArray[np.int64]
+    losses: dict[str, Tensor]
+    loss: ArrivingScalar
+    """Summed over ranks."""
 
 
 def _validate(task: Task, val: SplitData, batch_size: int, ranks: Ranks) -> Row:

@@ -71,16 +71,17 @@ class Task(nn.Module):
     def gate_loss(self, output: Output, batch: Batch, ranks: Ranks) -> Tensor:
         """L_gate, unweighted; NaN where the prediction is not finite.
 
-        torch's binary cross-entropy would end the program there, on a GPU without saying why.
+        torch's binary cross-entropy would end the program there, on a GPU without saying why, and so is given 0.5.
         """
         assert output.clf_logits is not None and output.signals is not None
         levels = self.model.gated_levels()
         w_seg, w_clf = output.signals.w_seg[:, levels], output.signals.w_clf[:, levels]
-        # over all ranks: they must all stop here, or the others would wait for this one
-        total = ranks.sum(output.seg_logits.sum() + output.clf_logits.sum() + w_seg.sum() + w_clf.sum())
-        if not total.isfinite():
-            return total * torch.nan
-        return gate_loss(w_seg, w_clf, output.seg_logits, output.clf_logits, batch.masks, ranks)
+        judged = (w_seg, w_clf, output.seg_logits, output.clf_logits)
+        # over all ranks: their targets depend on one another
+        is_finite = ranks.sum(torch.stack([values.sum() for values in judged]).sum()).isfinite()
+        w_seg, w_clf, seg_logits, clf_logits = (torch.where(is_finite, values, 0.5) for values in judged)
+        loss = gate_loss(w_seg, w_clf, seg_logits, clf_logits, batch.masks, ranks)
+        return torch.where(is_finite, loss, torch.nan)
 
     @abstractmethod
     def balance(self) -> Balance:
@@ -96,11 +97,11 @@ class Task(nn.Module):
             terms["gate"] = self.gate_loss(output, batch, Ranks.alone())
         sums = {name: term * samples for name, term in terms.items()}
         lesion = batch.masks.amax((1, 2, 3)) > 0
-        sums["iou"] = overlap(foreground(output.seg_logits), batch.masks > 0).iou[lesion].sum()
+        sums["iou"] = torch.where(lesion, overlap(foreground(output.seg_logits), batch.masks > 0).iou, 0).sum()
         if output.clf_logits is not None:
             sums["correct"] = (output.clf_logits.argmax(1) == batch.labels).sum()
         sums["lesions"] = lesion.sum()
-        sums["samples"] = torch.tensor(samples, device=lesion.device)
+        sums["samples"] = torch.full_like(sums["lesions"], samples)
         if output.signals is not None:
             for name in ("w_seg", "w_clf"):
                 weights = getattr(output.signals, name).sum(0)
