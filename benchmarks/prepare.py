@@ -25,7 +25,7 @@ from PIL import Image
 
 from btinet.config import DatasetSettings, Experiment
 from btinet.datasets.examine import map_in_order
-from btinet.datasets.prepare import _decode, choose_subset, prepare
+from btinet.datasets.prepare import _batches, _decode, choose_subset, prepare
 from btinet.datasets.prepared import PreparedDataset, open_prepared
 from btinet.datasets.registry import open_reader
 from btinet.datasets.sample import Sample
@@ -85,7 +85,7 @@ def compare_preparing(title: str, settings: DatasetSettings, folder: Path, round
     samples = choose_subset(reader.samples(), settings.max_samples)
     sides: dict[str, Callable[[], object]] = {
         "Pillow": lambda: list(map_in_order(_pillow, samples)),
-        "decode": lambda: sum(1 for _ in map_in_order(lambda sample: _decode(reader, sample, SIZE), samples)),
+        "decode": lambda: sum(1 for _ in map_in_order(lambda batch: _decode(reader, batch, SIZE), _batches(samples))),
         "prepare": lambda: prepare(settings, SIZE, Storage(str(folder / "store"))),
     }
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}

@@ -102,7 +102,7 @@ def map_in_order(function: Callable[[In], Out], items: Iterable[In]) -> Iterator
     with ThreadPoolExecutor(workers) as pool:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) == 4 * workers:
+            if len(pending) == 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -56,8 +56,17 @@ MAX_FINDINGS = 50
 
 HASH_DIGITS = 16
 
-PREPARED_FACTS = pa.schema([*FACTS, *(field for field in SAMPLES if field.name not in FACTS.names)])
+PREPARED_FACTS = pa.schema(
+    [
+        *FACTS,
+        *(field for field in SAMPLES if field.name not in FACTS.names),
+        pa.field("prepared_hash", pa.string(), False),  # of image and mask
+    ]
+)
 """What is known of a sample at its own size and at the prepared size."""
+
+IDENTITY = ("sample_id", "group_id", "label", "split", "pixels_hash", "prepared_hash")
+"""What of a sample the dataset's hash covers."""
 
 Progress = Callable[[int, int], None]
 
@@ -75,19 +84,21 @@ class Part(NamedTuple):
 
     file: FileEntry
     digest: str
-    """SHA-256 of its samples' rows and of their pixels' hashes."""
+    """SHA-256 of its samples' IDENTITY."""
     facts: pa.Table
     """PREPARED_FACTS"""
 
 
 class Decoded(NamedTuple):
-    """One sample's pixels at the prepared size, and its row of PREPARED_FACTS."""
+    """A few samples at the prepared size, and what is wrong with those that could not be decoded."""
 
-    image: bytes
-    mask: bytes
-    pixels_hash: str
-    """Of image and mask."""
-    facts: dict[str, object]
+    images: NDArray[np.uint8]
+    """[n, S, S, 3]"""
+    masks: NDArray[np.uint8]
+    """[n, S, S]"""
+    facts: list[dict[str, object]]
+    """A row of PREPARED_FACTS each."""
+    findings: list[Finding]
 
 
 def prepare(
@@ -106,7 +117,7 @@ def prepare(
         image_size: side S of the square that images (bilinear) and masks (nearest) are resized to, in pixels.
         storage: the storage root.
         data_root: folder below which datasets are looked for, when ``settings.root`` is None.
-        on_progress: called with (samples done, samples in all) after each sample.
+        on_progress: called with (samples done, samples in all) after every BATCH_ROWS samples.
 
     Raises:
         InputError: the dataset is not found, or any of its files cannot be used; all faults are listed.
@@ -250,9 +261,9 @@ def _write_files(
         chunk = samples[start : start + PART_ROWS]
         part = _finished_part(path)
         if part is None:
-            outcomes = map_in_order(lambda sample: _decode(reader, sample, image_size), chunk)
+            batches = map_in_order(lambda batch: _decode(reader, batch, image_size), _batches(chunk))
             part = _write_part(
-                path, _usable(outcomes, findings, partial(_tell, on_progress, len(samples), start)), image_size
+                path, _watched(batches, findings, partial(_tell, on_progress, len(samples), start)), image_size
             )
         else:
             _tell(on_progress, len(samples), start, len(chunk))
@@ -281,7 +292,11 @@ def _finished_part(path: Path) -> Part | None:
     return Part(FileEntry.model_validate_json(file), digest.decode(), facts.replace_schema_metadata())
 
 
-def _write_part(path: Path, rows: Iterator[Decoded], image_size: int) -> Part:
+def _batches(samples: list[Sample]) -> list[list[Sample]]:
+    return [samples[start : start + BATCH_ROWS] for start in range(0, len(samples), BATCH_ROWS)]
+
+
+def _write_part(path: Path, batches: Iterator[Decoded], image_size: int) -> Part:
     """Write the pixels, and when they are all there a sidecar with the facts, which says so."""
     area = image_size**2
     schema = pa.schema(
@@ -293,14 +308,15 @@ def _write_part(path: Path, rows: Iterator[Decoded], image_size: int) -> Part:
     facts: list[dict[str, object]] = []
     digest = hashlib.sha256()
     with _HashedFile(path) as file, pa.ipc.new_file(file, schema) as writer:
-        while batch := list(islice(rows, BATCH_ROWS)):
-            columns = [[row.image for row in batch], [row.mask for row in batch]]
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        for batch in batches:
+            arrays = [
+                pa.Array.from_buffers(field.type, len(pixels), [None, pa.py_buffer(pixels)])
+                for pixels, field in zip((batch.images, batch.masks), schema, strict=True)
+            ]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-            for row in batch:
-                identity = [row.facts[name] for name in ("sample_id", "group_id", "label", "split", "pixels_hash")]
-                digest.update(json.dumps([*identity, row.pixels_hash]).encode())
-                facts.append(row.facts)
+            for row in batch.facts:
+                digest.update(json.dumps([row[name] for name in IDENTITY]).encode())
+            facts += batch.facts
     entry = FileEntry(sha256=file.sha256.hexdigest(), bytes=path.stat().st_size)
     table = pa.Table.from_pylist(facts, PREPARED_FACTS)
     metadata = {"file": entry.model_dump_json(), "digest": digest.hexdigest()}
@@ -320,28 +336,33 @@ class _HashedFile(io.BufferedWriter):
         return super().write(content)
 
 
-def _usable(
-    outcomes: Iterator[Decoded | Finding], findings: list[Finding], on_done: Callable[[int], None]
-) -> Iterator[Decoded]:
-    """The samples that could be decoded; what is wrong with the others goes to ``findings``."""
-    for done, outcome in enumerate(outcomes, start=1):
+def _watched(batches: Iterator[Decoded], findings: list[Finding], on_done: Callable[[int], None]) -> Iterator[Decoded]:
+    """The batches; what is wrong with samples that could not be decoded goes to ``findings``."""
+    done = 0
+    for batch in batches:
+        findings += batch.findings
+        done += len(batch.facts) + len(batch.findings)
         on_done(done)
+        yield batch
+
+
+def _decode(reader: Reader, samples: list[Sample], image_size: int) -> Decoded:
+    images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
+    masks = np.empty((len(samples), image_size, image_size), np.uint8)
+    facts: list[dict[str, object]] = []
+    findings: list[Finding] = []
+    for sample in samples:
+        outcome = examine(reader, sample)
         if isinstance(outcome, Finding):
             findings.append(outcome)
-        else:
-            yield outcome
-
-
-def _decode(reader: Reader, sample: Sample, image_size: int) -> Decoded | Finding:
-    outcome = examine(reader, sample)
-    if isinstance(outcome, Finding):
-        return outcome
-    image, mask = outcome.pixels
-    small_mask = resize_mask(mask, image_size)
-    small_image = resize_image(image, image_size)
-    area = int(small_mask.sum())
-    facts = outcome.facts | {"has_mask": area > 0, "gt_area": area} | _intensity(small_image)
-    return Decoded(small_image.tobytes(), small_mask.tobytes(), pixels_hash(small_image, small_mask), facts)
+            continue
+        image, mask = images[len(facts)], masks[len(facts)]
+        image[:] = resize_image(outcome.pixels.image, image_size)
+        mask[:] = resize_mask(outcome.pixels.mask, image_size)
+        area = int(mask.sum())
+        hashed = {"prepared_hash": pixels_hash(image, mask)}
+        facts.append(outcome.facts | {"has_mask": area > 0, "gt_area": area} | _intensity(image) | hashed)
+    return Decoded(images[: len(facts)], masks[: len(facts)], facts, findings)
 
 
 def _intensity(image: NDArray[np.uint8]) -> dict[str, float]:

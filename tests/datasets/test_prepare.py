@@ -73,7 +73,7 @@ def test_the_store_holds_what_the_reader_gave(monkeypatch: pytest.MonkeyPatch, s
     steps: list[tuple[int, int]] = []
     manifest, reused = prepare(FAKE, 32, store, on_progress=lambda *step: steps.append(step))
     assert not reused
-    assert steps == [(done, 50) for done in range(1, 51)]
+    assert steps == [(done, 50) for done in (8, 16, 20, 28, 36, 40, 48, 50)]
     assert sorted(manifest.files) == [
         "duplicates.parquet",
         *(f"part-0000{n}.arrow" for n in range(3)),
@@ -202,7 +202,7 @@ def test_samples_are_decoded_as_they_are_taken() -> None:
 
     results = map_in_order(decode, iter(range(1000)))
     assert [next(results) for _ in range(5)] == [0, 2, 4, 6, 8]
-    assert len(taken) <= 5 + 4 * 8
+    assert len(taken) <= 5 + 2 * 8
     assert list(results) == [2 * item for item in range(5, 1000)]
 
 
@@ -212,7 +212,7 @@ def test_an_interrupted_preparation_goes_on(monkeypatch: pytest.MonkeyPatch, sto
     reader = use(monkeypatch, FakeReader(50))
 
     def interrupt(done: int, total: int) -> None:
-        if done == 45:
+        if done > 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -221,7 +221,7 @@ def test_an_interrupted_preparation_goes_on(monkeypatch: pytest.MonkeyPatch, sto
     steps: list[int] = []
     manifest, _ = prepare(FAKE, 32, store, on_progress=lambda done, total: steps.append(done))
     assert reader.loads == 10  # of the last part
-    assert steps == [20, 40, *range(41, 51)]
+    assert steps == [20, 40, 50]
     assert manifest.files == whole.files
     assert manifest.hash == whole.hash
     assert list((cache_folder() / "preparing").glob("*/")) == []
