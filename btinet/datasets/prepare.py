@@ -297,7 +297,10 @@ def _batches(samples: list[Sample]) -> list[list[Sample]]:
 
 
 def _write_part(path: Path, batches: Iterator[Decoded], image_size: int) -> Part:
-    """Write the pixels, and when they are all there a sidecar with the facts, which says so."""
+    """Write the pixels, and when they are all there a sidecar with the facts, which says so.
+
+    A part that lacks a sample gets none: whoever goes on from here shall find again what is wrong with it.
+    """
     area = image_size**2
     schema = pa.schema(
         [
@@ -306,6 +309,7 @@ def _write_part(path: Path, batches: Iterator[Decoded], image_size: int) -> Part
         ]
     )
     facts: list[dict[str, object]] = []
+    is_whole = True
     digest = hashlib.sha256()
     with _HashedFile(path) as file, pa.ipc.new_file(file, schema) as writer:
         for batch in batches:
@@ -317,10 +321,12 @@ def _write_part(path: Path, batches: Iterator[Decoded], image_size: int) -> Part
             for row in batch.facts:
                 digest.update(json.dumps([row[name] for name in IDENTITY]).encode())
             facts += batch.facts
+            is_whole &= not batch.findings
     entry = FileEntry(sha256=file.sha256.hexdigest(), bytes=path.stat().st_size)
     table = pa.Table.from_pylist(facts, PREPARED_FACTS)
-    metadata = {"file": entry.model_dump_json(), "digest": digest.hexdigest()}
-    Storage(str(path.with_suffix(".facts"))).write_table(table.replace_schema_metadata(metadata))
+    if is_whole:
+        metadata = {"file": entry.model_dump_json(), "digest": digest.hexdigest()}
+        Storage(str(path.with_suffix(".facts"))).write_table(table.replace_schema_metadata(metadata))
     return Part(entry, digest.hexdigest(), table)
 
 

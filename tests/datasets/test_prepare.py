@@ -263,6 +263,21 @@ def test_a_bug_in_a_reader_is_not_taken_for_bad_input(monkeypatch: pytest.Monkey
         prepare(FAKE, 32, store)
 
 
+def test_an_interruption_does_not_make_faults_forgotten(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    """One in a part that was finished, with all its other samples, before the interruption."""
+    monkeypatch.setattr(module, "PART_ROWS", 20)
+    use(monkeypatch, FakeReader(50, broken=(3,)))
+
+    def interrupt(done: int, total: int) -> None:
+        if done > 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(FAKE, 32, store, on_progress=interrupt)
+    with pytest.raises(InputError, match="s00003: broken: mend it"):
+        prepare(FAKE, 32, store)
+
+
 def test_a_half_written_store_is_never_read(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
     use(monkeypatch, FakeReader(10))
     upload = Storage.upload
