@@ -26,6 +26,8 @@ from btinet.storage import Storage, cache_folder, file_sha256
 
 FORMAT = 3
 """Version of the store's layout and of how pixels get into it. Raise it with any change to either."""
+READABLE = (2, FORMAT)
+"""Formats of this layout: where only the pixels were made in another way, what was trained on them keeps its data."""
 
 PART_ROWS = 1024
 BATCH_ROWS = 16
@@ -96,8 +98,9 @@ def read_manifest(folder: Storage) -> Manifest | None:
         manifest = Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise InputError(f"{file}: not a manifest: remove that folder and prepare again\n{error}") from error
-    if manifest.format != FORMAT:
-        raise InputError(f"{file}: format {manifest.format}, this version reads {FORMAT}: prepare the dataset again")
+    if manifest.format not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise InputError(f"{file}: format {manifest.format}, this version reads {readable}: prepare the dataset again")
     return manifest
 
 

@@ -337,6 +337,19 @@ def test_a_damaged_manifest_is_refused(monkeypatch: pytest.MonkeyPatch, store: S
         read_manifest(folder)
 
 
+def test_an_older_store_of_the_same_layout_is_read(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    """What was trained on it is evaluated, packaged and listed as before; preparing makes one of today's format."""
+    monkeypatch.setattr(module, "FORMAT", 2)
+    use(monkeypatch, FakeReader(10))
+    old = prepare(FAKE, 32, store).manifest
+    assert len(open_prepared(store, "fake", old.hash)) == 10
+    monkeypatch.undo()
+    use(monkeypatch, FakeReader(10))
+    new = prepare(FAKE, 32, store)
+    assert (old.format, new.manifest.format, new.reused) == (2, FORMAT, False)
+    assert new.manifest.hash != old.hash
+
+
 def test_a_remote_store_is_read_through_the_cache(
     monkeypatch: pytest.MonkeyPatch, store: Storage, tmp_path: Path
 ) -> None:
