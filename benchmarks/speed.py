@@ -42,6 +42,7 @@ from btinet.models.place import M_MMAP_MAX, M_TRIM_THRESHOLD, device_named, for_
 from btinet.models.registry import build
 from btinet.ranks import Ranks
 from btinet.training.checkpoint import pack, pack_best
+from btinet.training.loop import take_step
 from btinet.training.tasks import Batch, Stage1Task
 
 SIZE, CLASSES, PASSES = 224, 3, 30
@@ -308,9 +309,9 @@ def bound(bench: Bench) -> Iterator[Figure]:
     or its input, output and weights at the rate at which memory is copied, whichever is longer.
     """
     dtype = getattr(torch, bench.precision)
-    place = {"device": bench.device, "dtype": dtype}
-    square, kernel = torch.rand(2048, 2048, **place), torch.rand(256, 256, 3, 3, **place)
-    maps = torch.rand(8, 256, 56, 56, **place).contiguous(memory_format=LAYOUT)
+    made = {"device": bench.device, "dtype": dtype}
+    square, kernel = torch.rand(2048, 2048, **made), torch.rand(256, 256, 3, 3, **made)
+    maps = torch.rand(8, 256, 56, 56, **made).contiguous(memory_format=LAYOUT)
     product = 2 * 2048**3 / bench.fastest(lambda: square @ square)
     convolution = 2 * maps.numel() * 256 * 9 / bench.fastest(lambda: nn.functional.conv2d(maps, kernel, padding=1))
     large, target = torch.rand(2**26, device=bench.device), torch.empty(2**26, device=bench.device)
@@ -374,12 +375,7 @@ class Step:
         )
 
     def __call__(self) -> None:
-        losses = self.task(self.batch, Ranks())
-        losses["loss"] = self.balance.total(losses)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        nn.utils.clip_grad_norm_(self.task.parameters(), self.train.clip_norm)
-        self.optimizer.step()
+        take_step(self.task, self.batch, self.optimizer, self.balance, self.train.clip_norm, Ranks())
 
 
 def in_layout(batch: Batch) -> Batch:

@@ -218,7 +218,9 @@ def _train_epoch(
 
     queued: deque[Step] = deque()
     for number, batch in enumerate(train.shuffled(settings.batch_size, [seed, task.stage, epoch], ranks), start=1):
-        losses = take_step(step_module, batch, optimizer, balance, settings, seed, epoch, ranks)
+        images, masks = augment(batch.images, batch.masks, batch.rows, seed, epoch, settings)
+        batch = batch._replace(images=images, masks=masks)
+        losses = take_step(step_module, batch, optimizer, balance, settings.clip_norm, ranks)
         for name, value in losses.items():
             totals[name] += value
         queued.append(Step(number, batch.rows, losses, ArrivingScalar(ranks.sum(losses["loss"]))))
@@ -236,22 +238,19 @@ def take_step(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     balance: Balance,
-    settings: TrainSettings,
-    seed: int,
-    epoch: int,
+    clip_norm: float,
     ranks: Ranks,
 ) -> dict[str, Tensor]:
-    """Augment, forward, backward, update; the losses, and what was minimised as ``loss``.
+    """Forward, backward, update; the losses, and what was minimised as ``loss``.
 
     Nothing in it waits for the device.
     """
-    images, masks = augment(batch.images, batch.masks, batch.rows, seed, epoch, settings)
-    losses = step_module(batch._replace(images=images, masks=masks), ranks)
+    losses = step_module(batch, ranks)
     losses["loss"] = balance.total(losses)
     optimizer.zero_grad(set_to_none=True)
     parameters = optimizer.param_groups[0]["params"]
     balance.backward(losses, parameters, ranks)
-    torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimizer.step()
     return {name: value.detach() for name, value in losses.items()}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from btinet.datasets.augment import augment
 from btinet.datasets.splits import load_split
 from btinet.ranks import Ranks
 from btinet.training.data import SplitData
@@ -48,7 +49,10 @@ def step_on_meta(bench: Bench, stage: int) -> dict[str, Tensor]:
         optimizer.add_param_group({"params": own})
     batches = data.shuffled(settings.batch_size, [SEED, stage, 1], Ranks())
     with NoBlockingCopies():
-        losses = take_step(task, next(batches), optimizer, balance, settings, SEED, 1, Ranks())
+        batch = next(batches)
+        images, masks = augment(batch.images, batch.masks, batch.rows, SEED, 1, settings)
+        batch = batch._replace(images=images, masks=masks)
+        losses = take_step(task, batch, optimizer, balance, settings.clip_norm, Ranks())
         task.eval().validate(next(data.ordered(settings.val_batch_size, Ranks())))
     return losses
 
