@@ -67,7 +67,7 @@ def publish(root: Storage, run_ids: Sequence[str], name: str, analysis: Storage,
         report: folder for the page.
 
     Raises:
-        InputError: a run is not evaluated, or two differ in nothing but their settings.
+        InputError: a run is not evaluated, or two cannot be analysed together (:func:`evaluated_runs`).
     """
     results = load_results(root, run_ids)
     tables = analyse(results.predictions)
@@ -80,13 +80,13 @@ def publish(root: Storage, run_ids: Sequence[str], name: str, analysis: Storage,
         "Splits": ", ".join(sorted({run["split_id"] for run in runs})),
         "Runs": ", ".join(run_ids),
     }
-    datasets = [
-        _write_dataset_page(root, dataset, prepared, report)
+    datasets = {
+        f"{dataset} {prepared}": _write_dataset_page(root, dataset, prepared, report)
         for dataset, prepared in sorted({(run["dataset"], run["prepared"]) for run in runs})
         if read_manifest(store_folder(root, dataset, prepared)) is not None
-    ]
-    page = write(report, name, tables, results, provenance, dict(datasets))
-    files = {path: report / path for path in ("index.html", *dict(datasets).values(), *page.files)}
+    }
+    page = write(report, name, tables, results, provenance, datasets)
+    files = {path: report / path for path in ("index.html", *datasets.values(), *page.files)}
     predictions = root / "results" / "predictions"
     return Results(tables, analysis, predictions, files["index.html"], files, results.epochs, page.drawings)
 
@@ -142,11 +142,11 @@ def _read_all(files: Iterable[Storage], names: set[str], schema: pa.Schema = RUN
     return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
 
 
-def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage) -> tuple[str, str]:
-    """Statistics of a prepared dataset and of the splits drawn from it; returns its name and the page's."""
+def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage) -> str:
+    """Statistics of a prepared dataset and of the splits drawn from it; returns the page's name."""
     store = store_folder(root, name, prepared)
     splits = {file.name.removesuffix(".parquet"): file.read_table() for file in (store / "splits").children()}
-    page = f"dataset-{name}.html"
+    page = f"dataset-{name}-{prepared}.html"
     (folder / page).write_text(
         dataset_page.render(
             (store / MANIFEST_FILE).read_json(),
@@ -155,7 +155,7 @@ def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage
             splits,
         )
     )
-    return name, page
+    return page
 
 
 def headline_rows(tables: dict[str, pa.Table]) -> list[dict[str, str]]:

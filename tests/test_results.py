@@ -171,7 +171,7 @@ class TestResultsAlone:
         assert made.tables.keys() == published.results.tables.keys()
         assert all(table.equals(published.results.tables[name]) for name, table in made.tables.items())
         assert set(made.files) == {"index.html"}  # no page about a prepared dataset that is not there
-        assert set(published.results.files) == {"index.html", "dataset-phantom.html"}
+        assert set(published.results.files) == {"index.html", f"dataset-phantom-{published.bench.bound.prepared}.html"}
         assert explorer_of(made.report) == explorer_of(published.results.report)
         assert {path.name for path in (tmp_path / "copy").iterdir()} == {"results"}
 

@@ -228,7 +228,7 @@ def _classification_choices(detection: Sequence[Row]) -> list[Row]:
 
 def _choice(artefact: str, row: Row, printed: Mapping[str, Any], keys: Mapping[str, str]) -> Iterator[Row]:
     """Cells of a detector; where one is selected, the note says which ours and the paper's are."""
-    if "level" in printed:
+    if "level" in printed and row["level"]:
         theirs = f"{printed.get('signal', 'neg_delta')} {printed['level']}"
         row = {**row, "note": join_notes(row["note"], f"ours {row['signal']} {row['level']}, paper {theirs}")}
     for metric, key in keys.items():

@@ -11,7 +11,8 @@ replacement, then the clusters in them (Saravanan, Berman and Sober, "Applicatio
 multi-level data in neuroscience", 2020). With two or three seeds it understates how much trainings differ.
 
 Intervals are percentile intervals. A statistic can be undefined in a resample, for instance where it has no failures:
-beyond :data:`MAX_UNDEFINED` of the resamples no interval is given.
+beyond :data:`MAX_UNDEFINED` of the resamples no interval is given. Nor is there one where all samples are of one
+cluster: every draw would be the same.
 """
 
 from __future__ import annotations
@@ -43,15 +44,14 @@ class Resampling:
     """
 
     def __init__(self, datasets: Iterable[tuple[str, pa.Table]], resamples: int = RESAMPLES) -> None:
-        self.resamples = resamples
         found: dict[str, set[str]] = {}
         for name, samples in datasets:
             found.setdefault(name, set()).update(cluster_ids(samples).to_pylist())
         self._clusters = {name: pa.array(sorted(ids), pa.string()) for name, ids in found.items()}
-        self._counts = {name: _draw(len(ids), resamples) for name, ids in self._clusters.items()}
+        self._counts = {name: _draw(len(ids), resamples if len(ids) > 1 else 0) for name, ids in self._clusters.items()}
 
     def weights(self, dataset: str, samples: pa.Table) -> Weights:
-        """[1 + R, n]: how often each sample is drawn."""
+        """[1 + R, n], or [1, n] where the dataset has one cluster: how often each sample is drawn."""
         positions = pc.index_in(cluster_ids(samples), self._clusters[dataset])
         return self._counts[dataset][:, positions.to_numpy(zero_copy_only=False)]
 

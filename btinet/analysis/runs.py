@@ -54,7 +54,8 @@ def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:
     """Each run's val and test rows of the highest stage it has, in order of first appearance.
 
     Raises:
-        InputError: two runs differ in nothing but their settings' hash; a mean over seeds would mix them.
+        InputError: two runs differ in nothing but their settings' hash, and a mean over seeds would mix them; or two
+            of one dataset, preset and seed were not tested on the same images, and their difference says nothing.
     """
     runs = []
     seen: dict[tuple[Any, ...], str] = {}
@@ -62,7 +63,7 @@ def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:
         rows = predictions.filter(pc.equal(predictions["run_id"], run_id))
         rows = rows.filter(pc.equal(rows["stage"], pc.max(rows["stage"])))
         key = rows.select(RUN.names).slice(0, 1).to_pylist()[0]
-        identity = tuple(value for name, value in key.items() if name != "run_id")
+        identity = tuple(value for name, value in key.items() if name not in ("run_id", "stage"))
         if identity in seen:
             raise InputError(
                 f"runs {seen[identity]} and {run_id} are the same dataset, method, variant, preset and seed "
@@ -71,4 +72,19 @@ def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:
         seen[identity] = run_id
         val, test = (rows.filter(pc.equal(rows["split"], split)) for split in ("val", "test"))
         runs.append(EvaluatedRun(key, val, test))
+    _require_same_tests(runs)
     return runs
+
+
+def _require_same_tests(runs: Sequence[EvaluatedRun]) -> None:
+    first: dict[tuple[Any, ...], tuple[str, set[str]]] = {}
+    for run in runs:
+        samples = set(run.test["sample_id"].to_pylist())
+        group = tuple(run.key[name] for name in ("dataset", "preset", "seed"))
+        other, others = first.setdefault(group, (run.key["run_id"], samples))
+        if samples != others:
+            raise InputError(
+                f"runs {other} and {run.key['run_id']} were tested on {len(others)} and {len(samples)} images, of "
+                f"which {len(samples & others)} are the same: their difference says nothing; "
+                "analyse them as two experiments"
+            )

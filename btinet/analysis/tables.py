@@ -40,7 +40,7 @@ def analyse(predictions: pa.Table, resamples: int = RESAMPLES) -> dict[str, pa.T
         resamples: of the bootstrap, behind every interval; 0 leaves intervals out.
 
     Raises:
-        InputError: two runs differ in nothing but their settings' hash.
+        InputError: two runs differ in nothing but their settings' hash, or in the images they were tested on.
     """
     with threadpool_limits(1):  # many small products: threads would cost more than they give
         return _analyse(evaluated_runs(predictions), resamples)

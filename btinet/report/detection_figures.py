@@ -123,7 +123,8 @@ def _best_of_level(tables: dict[str, pa.Table], name: str, where: str) -> Drawin
             mc = next(row for row in rows if row["signal"] == "mc")
             if not best:
                 continue
-            _bars(axis, list(best)[::-1], list(best.values())[::-1], COLOURS[2 if task == "clf" else 0], None)
+            levels = [level for level in LEVELS if level in best]
+            _bars(axis, levels, [best[level] for level in levels], COLOURS[2 if task == "clf" else 0], None)
             for level, row in best.items():
                 axis.annotate(
                     signal_label(row["signal"]), (level, 0.02), ha="center", va="bottom", color="white", fontsize=9

@@ -69,12 +69,16 @@ def latex(table: HtmlTable) -> str:
         lines.append(" & ".join([*[""] * len(table.heads), *spans]) + r" \\")
     lines.append(" & ".join(map(_escaped, [*table.heads, *table.columns])) + r" \\")
     lines.append(r"\midrule")
-    lines += [" & ".join(map(_latex_cell, [*heads, *cells])) + r" \\" for heads, cells in table.rows]
+    lines += [" & ".join([*map(_latex_head, heads), *map(_latex_cell, cells)]) + r" \\" for heads, cells in table.rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _alignment(table: HtmlTable, column: int) -> str:
     return "l" if table.rows and table.rows[0][1][column].words else "r"
+
+
+def _latex_head(cell: Cell) -> str:
+    return _escaped(f"{cell.text} ({cell.beneath})" if cell.beneath else cell.text)
 
 
 def _latex_cell(cell: Cell) -> str:

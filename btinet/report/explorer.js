@@ -506,7 +506,9 @@
     if (dialog.open) draw(dialog.querySelector("canvas"), shown[active]);
   });
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(update));
+  form.addEventListener("reset", () => { // the fields are reset after the event; within the dialog it is jump, which updates
+    if (!dialog.open) setTimeout(update);
+  });
   form.addEventListener("click", (event) => {
     const view = event.target.dataset.view;
     if (!view) return;

@@ -24,6 +24,8 @@ INLINE_BYTES = 20 * 2**20
 CHUNK_BYTES = 2**17
 """About how much one such file holds: what a page loads to show a few samples."""
 PICTURES_FOLDER = "pictures"
+PICTURES_FILE = r"(in|out)-\d+\.js"
+"""What the files in it are called."""
 
 SIGNALS = {
     "w_seg": "w_seg",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from btinet.report import tables
 from btinet.report.detection_figures import detection_figures
 from btinet.report.downloads import Link, data_links, downloadable
 from btinet.report.drawing import Drawing
-from btinet.report.explorer import PICTURES_FOLDER, explorer
+from btinet.report.explorer import PICTURES_FILE, PICTURES_FOLDER, explorer
 from btinet.report.figures import training_curves
 from btinet.report.gate_figures import gate_figures
 from btinet.report.picture_figures import PictureFigure, picture_figures
@@ -89,7 +90,7 @@ def render(
         analysis: tables as :func:`btinet.analysis.analyse` names them.
         results: what they were made from.
         provenance: what else to say about where the numbers come from.
-        datasets: name of a dataset -> address of its page, relative to this one.
+        datasets: a prepared dataset's name and hash -> address of its page, relative to this one.
     """
     runs = evaluated_runs(results.predictions)
     printed = tables.printed_values(analysis["comparison"])
@@ -219,8 +220,8 @@ def write(
     for path, script in page.files.items():
         (folder / path).write_text(script)
     (folder / "index.html").write_text(page.html)
-    for file in (folder / PICTURES_FOLDER).children():  # of a report that was here before
-        if f"{PICTURES_FOLDER}/{file.name}" not in page.files:
+    for file in (folder / PICTURES_FOLDER).children():  # of a report that was here before; others are not ours
+        if re.fullmatch(PICTURES_FILE, file.name) and f"{PICTURES_FOLDER}/{file.name}" not in page.files:
             file.remove()
     return page
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class PictureFigure:
 
 
 def picture_figures(runs: Sequence[EvaluatedRun], run_table: pa.Table, images: pa.Table) -> list[PictureFigure]:
-    """Figures 5 and A19 for every dataset that has pictures.
+    """Figures 5 and A19 for every prepared dataset that has pictures.
 
     Args:
         runs: each run's rows after its last stage.
@@ -70,9 +70,8 @@ def picture_figures(runs: Sequence[EvaluatedRun], run_table: pa.Table, images: p
     """
     prepared = dict(zip(run_table["run_id"].to_pylist(), run_table["prepared"].to_pylist(), strict=True))
     figures = []
-    for number, (dataset, of_dataset) in enumerate(_compared(runs).items()):
+    for number, (data, of_dataset) in enumerate(_compared(runs, prepared).items()):
         own = of_dataset[0]
-        data = prepared[own.key["run_id"]]
         photos = {row["sample_id"]: row for row in images.filter(pc.field("prepared") == data).to_pylist()}
         rows = {run.key["run_id"]: _lesions(run) for run in of_dataset}
         mine = {key: row for key, row in rows[own.key["run_id"]].items() if key in photos and row["mask_png"]}
@@ -80,7 +79,7 @@ def picture_figures(runs: Sequence[EvaluatedRun], run_table: pa.Table, images: p
             continue
         chosen, how = _improvements(mine, [run for run in of_dataset[1:] if run.key["variant"] == "full"], rows)
         names = [_name(run, of_dataset) for run in of_dataset]
-        where = f"{dataset}, seed {own.key['seed']}"
+        where = f"{own.key['dataset']} · {own.key['preset']} · seed {own.key['seed']}"
         figures.append(
             PictureFigure(
                 f"qualitative{number}",
@@ -101,15 +100,17 @@ def picture_figures(runs: Sequence[EvaluatedRun], run_table: pa.Table, images: p
     return figures
 
 
-def _compared(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
-    """For each dataset, the runs of the seed that the full BTI-Net comes with first, itself in front."""
-    of_dataset: dict[str, list[EvaluatedRun]] = defaultdict(list)
+def _compared(runs: Sequence[EvaluatedRun], prepared: Mapping[str, str]) -> dict[str, list[EvaluatedRun]]:
+    """For each prepared dataset, the runs of the preset and seed that the full BTI-Net comes with first, itself in
+    front."""
+    of_data: dict[str, list[EvaluatedRun]] = defaultdict(list)
     for run in runs:
-        of_dataset[run.key["dataset"]].append(run)
+        of_data[prepared[run.key["run_id"]]].append(run)
     compared = {}
-    for dataset, found in of_dataset.items():
+    for data, found in of_data.items():
         found = sorted(found, key=lambda run: (run.key["method"] != "btinet", run.key["variant"] != "full"))
-        compared[dataset] = [run for run in found if run.key["seed"] == found[0].key["seed"]]
+        first = found[0].key
+        compared[data] = [run for run in found if all(run.key[name] == first[name] for name in ("preset", "seed"))]
     return compared
 
 

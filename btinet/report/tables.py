@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from btinet.analysis.paper import TUMOURS_ONLY
 from btinet.analysis.runs import SETTING
 from btinet.evaluation.schema import LEVELS
 
@@ -110,9 +111,11 @@ class HtmlTable:
 
 
 def printed_values(comparison_: pa.Table) -> Printed:
-    """The paper's numbers by the cell they belong to."""
+    """The paper's numbers by the cell they belong to; without those of images with a tumour, where a cell is of all."""
     values = {}
     for row in comparison_.to_pylist():
+        if row["note"] and TUMOURS_ONLY in row["note"]:
+            continue
         digits = _digits(row["artefact"], row["quantity"])
         key = (row["artefact"], *(row[name] for name in SETTING), row["quantity"])
         values[key] = f"{_number(row['paper'], digits)} {_spread(row['paper_std'], digits)}".strip()

@@ -224,7 +224,7 @@ def test_nothing_to_choose_from():
 
 
 def test_segmentation_only_method_and_run_without_test_rows():
-    rows = [sample(0, stage=1) | SILENT | {"method": "unet", "run_id": "u"}, sample(0, split="val")]
+    rows = [sample(0, stage=1) | SILENT | {"method": "unet", "run_id": "u", "seed": 7}, sample(0, split="val")]
     tables = analyse(table(rows))
     unet = only(tables["classification"], method="unet")
     assert (unet["n"], unet["accuracy"], unet["note"]) == (1, None, "the method does not classify")

@@ -11,6 +11,7 @@ from btinet.analysis.claims import FAILS, HOLDS, UNTOLD, all_claims
 from btinet.analysis.paper import TABLE4
 from btinet.analysis.quality import classification_entry, segmentation_entry
 from btinet.config import VARIANTS
+from btinet.errors import InputError
 from tests.analysis.rows import analyse, as_run, method, only, sample, table
 
 
@@ -125,6 +126,15 @@ def test_no_tests_without_btinet_or_a_common_seed():
     assert len(analyse(table(runs("btinet", [0.5]) + runs("mtan", [0.5], seed=2)))["methods_tests"]) == 0
 
 
+def test_runs_that_cannot_be_compared_are_refused():
+    full, other = runs("btinet", [0.5, 0.6, 0.7]), runs("mtan", [0.5, 0.6])
+    with pytest.raises(InputError, match=r"busi-btinet-full-1 and busi-mtan-full-1 .* 3 and 2 images, of which 2 are"):
+        analyse(table(full + other))
+    once, again = runs("btinet", [0.5]), as_run(runs("btinet", [0.9]), stage=1, run_id="without-gate-loss")
+    with pytest.raises(InputError, match="with different settings"):  # though evaluated after another stage
+        analyse(table(once + again))
+
+
 # rank agreement
 
 
@@ -204,6 +214,14 @@ def test_the_best_signal_of_each_seed():
     assert (agree["verdict"], agree["numbers"]) == (HOLDS, "seed 1: w_seg D3; seed 2: w_seg D3")
     assert claim(analyse(table(rows(1, 2) + rows(2, 3))), "phantom", start)["verdict"] == FAILS
     assert claim(analyse(table(rows(1, 2))), "phantom", start)["verdict"] == UNTOLD
+
+
+def test_claims_about_brisc_count_its_tumours_as_the_paper_does():
+    unsure = {"mc_clf_entropy": 0.9}
+    rows = [sample(0, y_pred=1), sample(1, **unsure)]  # with a tumour: the wrong one is the surer one
+    rows += [sample(i, y_pred=1, has_mask=False, **unsure) for i in (2, 3)]  # without: wrong and unsure
+    found = claim(analyse(table(as_run(rows, dataset="brisc2025"))), "brisc2025", "Monte Carlo dropout's entropy")
+    assert found["numbers"].startswith("0.5 − MC, AUROC: +0.500")
 
 
 def test_claims_of_no_dataset_are_checked_on_others_too():

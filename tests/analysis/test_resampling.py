@@ -48,6 +48,11 @@ def test_no_resamples_no_intervals():
     assert np.isnan(intervals(np.array([0.7]))).all()
 
 
+def test_one_cluster_has_no_resamples():
+    one = samples(["a", "b", "c"], ["patient", "patient", "patient"])
+    assert Resampling([("mine", one)], 100).weights("mine", one).tolist() == [[1, 1, 1]]
+
+
 def test_intervals_are_numpys_quantiles():
     values = np.random.default_rng(0).normal(size=(3, 2, 1 + 333))
     low, high = intervals(values)

@@ -25,7 +25,7 @@ class Made(NamedTuple):
 
 
 PROVENANCE = {"Prepared busi": "sha256:feed"}
-DATASETS = {"busi": "dataset-busi.html"}
+DATASETS = {"busi feed": "dataset-busi-feed.html"}
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,21 @@ def test_a_sample_in_full(report: Page, made: Made) -> None:
     expect(dialog).to_be_hidden()
 
 
+def test_a_sample_that_the_filters_hid_stays_the_one_shown(report: Page) -> None:
+    control(report, "Method").select_option("btinet")
+    report.locator(".card").first.click()
+    dialog = report.get_by_role("dialog")
+    dialog.get_by_role("button", name="unet · full").first.click()
+    shown = dialog.locator("canvas").get_attribute("data-row")
+    report.wait_for_timeout(100)  # whatever the reset of the filters has put off
+    dialog.get_by_role("checkbox", name="Ground truth").uncheck()
+    assert dialog.locator("canvas").get_attribute("data-row") == shown
+    title = report.locator("#explorer-title")
+    place = int(title.inner_text().split("(")[1].split(" of")[0])
+    report.keyboard.press("ArrowRight")
+    expect(title).to_contain_text(f"({place + 1} of 180)")
+
+
 def test_tables_sort_by_pointer_and_keyboard(report: Page) -> None:
     table = report.locator("#segmentation table")
     head = table.get_by_role("columnheader", name="IoU")

@@ -15,7 +15,7 @@ from pyarrow.csv import read_csv
 from btinet.analysis import analyse
 from btinet.report.downloads import latex
 from btinet.report.page import ResultTables, render, write
-from btinet.report.tables import Cell, HtmlTable
+from btinet.report.tables import Cell, HtmlTable, segmentation
 from btinet.report.tensorboard import write_tensorboard
 from btinet.results import find_runs, load_results
 from btinet.storage import Storage
@@ -117,7 +117,7 @@ def test_scatter_is_of_the_analysis(made):
 def test_stands_alone(made):
     html = re.sub(r'"data:[^"]*"', '""', made.page.html)
     assert "http" not in html
-    assert set(re.findall(r"\b(?:src|href)=\"([^#\"][^\"]*)", html)) == {"dataset-busi.html"}  # lies beside it
+    assert set(re.findall(r"\b(?:src|href)=\"([^#\"][^\"]*)", html)) == {"dataset-busi-feed.html"}  # lies beside it
     assert "@import" not in html
     assert made.page.files == {}
 
@@ -182,6 +182,12 @@ class TestDownloads:
         ]
 
 
+def test_latex_names_the_setting_of_every_row(made):
+    rows = latex(segmentation(made.tables["segmentation"], {})).split(r"\midrule")[1]
+    for row in made.tables["segmentation"].to_pylist():
+        assert f"{row['dataset']} & {row['method']} ({row['variant']} · {row['preset']} · stage {row['stage']})" in rows
+
+
 def test_without_gates_history_images_or_anything_of_the_paper(tmp_path):
     root = Storage(str(tmp_path))
     write_results(root, methods=("unet",), seeds=(42,), samples=9)
@@ -199,9 +205,12 @@ def test_many_pictures_go_into_files_and_old_ones_go(tmp_path, made, monkeypatch
     monkeypatch.setattr("btinet.report.explorer.CHUNK_BYTES", 20_000)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/out-99.js").write_text("of an earlier report")
+    (tmp_path / "pictures/holiday").mkdir()
+    (tmp_path / "pictures/holiday/a.jpg").write_text("somebody's, in the folder that the report was told to use")
     page = write(Storage(str(tmp_path)), "demo", made.tables, made.results, {}, {})
     assert len(page.files) > 3
-    assert {f"pictures/{file.name}" for file in (tmp_path / "pictures").iterdir()} == page.files.keys()
+    assert (tmp_path / "pictures/holiday/a.jpg").exists()
+    assert {f"pictures/{file.name}" for file in (tmp_path / "pictures").glob("*.js")} == page.files.keys()
     assert len((tmp_path / "index.html").read_bytes()) < len(made.page.html.encode())
 
 
