@@ -35,6 +35,9 @@ class Strict(BaseModel):
 S = TypeVar("S", bound=Strict)
 
 
+_Width = Annotated[int, Field(ge=2)]
+
+
 class ModelSettings(Strict):
     """BTI-Net's architecture (paper Sec. 3 and Table A1)."""
 
@@ -44,7 +47,7 @@ class ModelSettings(Strict):
     pretrained: bool = True
     """Start the encoder from ImageNet weights (a safetensors file: --weights or BTINET_WEIGHTS)."""
     drop_path: float = Field(0.2, ge=0, lt=1)
-    decoder_channels: tuple[int, int, int, int] = (384, 192, 96, 48)
+    decoder_channels: tuple[_Width, _Width, _Width, _Width] = (384, 192, 96, 48)
     clf_dim: int = Field(256, ge=8)
     tau: float = Field(0.7, gt=0, le=10)
     """Bound of TIM's modulation, mu in [1, 1 + tau] (Eq. 7)."""

@@ -88,19 +88,32 @@ def synchronise_dropout(model: nn.Module) -> None:
             module.forward = partial(_global_dropout, module, module.forward)  # type: ignore[method-assign]
 
 
+def own_draws(draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What ``draw`` gives the samples x [B, ...], this rank's share of the global batch, where it draws for all of it.
+
+    Args:
+        draw: [N, ...] -> [N, ...], from torch's global generator.
+        x: as many samples as on every other rank.
+    """
+    ranks = Ranks()
+    return draw(torch.cat([x] * ranks.size))[ranks.rank * len(x) :][: len(x)]
+
+
 def _global_dropout(module: nn.Module, plain_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Dropout of x [B, ...], this rank's share of the global batch: all dropouts multiply by a mask without looking."""
+    """Dropout of x [B, ...]: all dropouts multiply by a mask without looking."""
     if not module.training:
         return plain_forward(x)
-    ranks = Ranks()
-    mask = plain_forward(torch.cat([torch.ones_like(x)] * ranks.size))  # in the memory format of x
-    return x * mask[ranks.rank * len(x) :][: len(x)]
+    return x * own_draws(plain_forward, torch.ones_like(x))  # a mask in the memory format of x
 
 
 def _global_batchnorm(module: _BatchNorm, plain_forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """BatchNorm of x [B, C, ...] with mean and variance over the batches of all ranks."""
+    """BatchNorm of x [B, C, ...] with mean and variance over the batches of all ranks.
+
+    Of bfloat16, too, it is taken in float32, as torch's own.
+    """
     if not module.training:
         return plain_forward(x)
+    precision, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     others = [0, *range(2, x.ndim)]
     shape = [1, -1] + [1] * (x.ndim - 2)
     count = x.numel() // x.shape[1] * dist.get_world_size()
@@ -114,5 +127,6 @@ def _global_batchnorm(module: _BatchNorm, plain_forward: Callable[[Tensor], Tens
         module.running_mean.lerp_(mean, module.momentum)
         module.running_var.lerp_(variance * count / (count - 1), module.momentum)
     y = centred * torch.rsqrt(variance + module.eps).view(shape) * module.weight.view(shape) + module.bias.view(shape)
+    y = y.to(precision)
     # timm fuses dropout and the activation into its BatchNorm
     return module.act(module.drop(y)) if isinstance(module, BatchNormAct2d) else y

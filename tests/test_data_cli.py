@@ -322,6 +322,21 @@ class TestSplit:
         assert (status, said) == (2, "btinet: experiment 'micro' has no dataset 'other'; it has: mine")
 
 
+def test_no_lesion_to_validate_on(tmp_path: Path, btinet: Run) -> None:
+    rows = make_folder(tmp_path / "mine")
+    others = {"val": "train", "train": "train", "test": "test"}
+    for row in rows:
+        row["split"] = "val" if row["label"] == "healthy" else others[row["split"]]
+    write_rows(tmp_path / "mine", rows)
+    dataset = {"name": "mine", "root": str(tmp_path / "mine"), "split": "manifest"}
+    file = write_experiment(tmp_path, dataset, train=MICRO["train"] | {"batch_size": 10})
+    assert btinet("prepare", "-e", file)[0] == 0
+    key = f"mine/btinet/full/{MICRO['seeds'][0]}"
+    status, _, said = btinet("train", key, "--stage", "1", "--in-process", "-e", file)
+    assert status == 2
+    assert "dataset 'mine': none of the 14 validation samples of split manifest-s7 has a lesion" in said
+
+
 def test_own_images_from_folder_to_report(tmp_path: Path, btinet: Run) -> None:
     make_folder(tmp_path / "mine")
     short = MICRO["train"] | {"stage1": {"epochs": 1}, "stage2": {"epochs": 1}, "batch_size": 10}

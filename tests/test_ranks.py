@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import btinet.torchvision_compat  # noqa: F401  isort: skip  (must come before timm)
@@ -21,7 +22,7 @@ from timm.layers import BatchNormAct2d, DropPath
 from btinet.config import PRESETS, LossSettings, Settings
 from btinet.losses import focal_cross_entropy, gate_loss, segmentation_losses
 from btinet.models.btinet import BTINet
-from btinet.ranks import Ranks, synchronise_batchnorm, synchronise_dropout
+from btinet.ranks import Ranks, own_draws, synchronise_batchnorm, synchronise_dropout
 
 RANKS, HALF = 2, 3
 
@@ -142,6 +143,23 @@ def drop(part: slice, synchronised: bool) -> Tensor:
     return output
 
 
+def bfloat16_batchnorm(part: slice, synchronised: bool) -> dict[str, Tensor]:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)).train()
+    torch.nn.init.constant_(model[0].weight, 0.1)
+    if synchronised:
+        synchronise_batchnorm(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images(8)[part])
+    return {"output": output.detach()} | model.state_dict()
+
+
+def gumbel(part: slice) -> Tensor:
+    """Gates of images, as DynaShare draws them."""
+    torch.manual_seed(4)
+    logits = torch.linspace(-1, 1, RANKS * HALF * 2).view(-1, 2)[part]
+    return own_draws(lambda x: F.gumbel_softmax(x), logits)
+
+
 def min_max(ranks: Ranks, values: list[float]) -> tuple[Tensor, Tensor]:
     """Of these among others that are not counted."""
     return ranks.min_max(torch.tensor([-9.0, *values, 9.0]), torch.tensor([False, *[True] * len(values), False]))
@@ -168,6 +186,8 @@ def work(rank: int, folder: str) -> None:
         model = tiny_btinet()
         synchronise_batchnorm(model)
         found["btinet"] = pass_btinet(DistributedDataParallel(model, broadcast_buffers=False), part)
+        found["bfloat16"] = bfloat16_batchnorm(part, synchronised=True)
+        found["gumbel"] = gumbel(part)
         found["dropout"], found["plain dropout"] = drop(part, synchronised=True), drop(part, synchronised=False)
         ranks.barrier()
         torch.save(found, f"{folder}/{rank}.pt")
@@ -206,6 +226,19 @@ def test_dropout_masks_are_those_of_the_whole_batch(found: list[dict[str, Any]])
     assert 0 < int((whole == 0).sum()) < whole.numel()
     torch.testing.assert_close(torch.cat([each["dropout"] for each in found]), whole, rtol=1e-6, atol=0)
     assert not torch.equal(torch.cat([each["plain dropout"] for each in found]) == 0, whole == 0)
+
+
+def test_draws_are_those_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
+    assert torch.equal(torch.cat([each["gumbel"] for each in found]), gumbel(slice(None)))
+
+
+def test_batchnorm_of_bfloat16_is_torchs(found: list[dict[str, Any]]) -> None:
+    whole = bfloat16_batchnorm(slice(None), synchronised=False)
+    together = torch.cat([each["bfloat16"].pop("output") for each in found])
+    assert together.dtype == whole["output"].dtype == torch.bfloat16
+    torch.testing.assert_close(together, whole.pop("output"), rtol=1e-2, atol=1e-2)
+    for each in found:
+        assert_all_close(each["bfloat16"], whole, 1e-5)
 
 
 class TestBatchNorm:

@@ -133,14 +133,18 @@ def head_dropout(model: Method, features: list[Tensor], passes: int) -> HeadDrop
     """
     if not dropout_layers(model, "head"):
         return None
-    inputs: list[Tensor] = []
+    calls: list[tuple[tuple[Tensor, ...], bool]] = []
+    device = features[0].device.type
     head: nn.Module = model.get_submodule("clf_head")
-    hook = head.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
+    hook = head.register_forward_pre_hook(
+        lambda _, arguments: calls.append((arguments, torch.is_autocast_enabled(device)))
+    )
     try:
         model.output(features)
     finally:
         hook.remove()
-    with active_dropout(model, "head"), model.arithmetic(inputs[0].device):
+    ((inputs, is_lower),) = calls
+    with active_dropout(model, "head"), torch.autocast(device, torch.bfloat16, enabled=is_lower):
         logits = [head(*inputs).float() for _ in range(passes)]
     return HeadDropout(*_class_uncertainty(torch.stack(logits).softmax(2)))
 

@@ -93,6 +93,10 @@ class Checkpoints:
             if file.name.startswith("best-") and file.name not in keep:
                 file.remove()
 
+    def remove(self) -> None:
+        """Remove them all."""
+        self.folder.remove()
+
     def _markers(self) -> list[Storage]:
         return [
             file for file in self.folder.children() if file.name.startswith("epoch-") and file.name.endswith(".json")

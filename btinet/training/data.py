@@ -26,6 +26,8 @@ class SplitData:
         self.rows = rows
         self.device = device
         self.labels = torch.from_numpy(prepared.labels[rows]).to(device)
+        self.lesions = int(np.count_nonzero(prepared.samples["has_mask"].to_numpy()[rows]))
+        """How many of the samples have any pixel marked."""
         is_resident = len(rows) * prepared.manifest.image_size**2 * 4 <= RESIDENT_BYTES
         self._resident = self._read(rows) if is_resident else None
 

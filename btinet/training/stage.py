@@ -72,16 +72,23 @@ def train_stage(
     Returns:
         The receipt; None on ranks other than the first.
     """
+    ranks, folder = Ranks(), stage_folder(root, bound.run_id, stage)
+    checkpoints = Checkpoints(folder / "checkpoints")
     if (done := finished_stage(bound, stage, root)) is not None:
+        if ranks.is_first:
+            checkpoints.remove()  # what ended this stage's process right after the receipt left them
         return done
     started = time.time()
-    ranks = Ranks()
     settings = bound.run.settings
     if settings.train.batch_size % ranks.size:
         raise InputError(
             f"train.batch_size {settings.train.batch_size} cannot be shared by {ranks.size} workers equally"
         )
-    folder = stage_folder(root, bound.run_id, stage)
+    if ranks.size > 1 and settings.model.gate == "random":
+        raise InputError(
+            "model.gate: random draws the gates of all validation images in one sequence, which workers cannot share: "
+            "train this variant with resources.workers 1"
+        )
     if ranks.is_first:
         (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
 
@@ -92,6 +99,11 @@ def train_stage(
         raise InputError(
             f"dataset {bound.run.dataset.name!r}: {len(train)} training samples do not fill one batch of "
             f"{settings.train.batch_size}; raise max_samples or lower train.batch_size"
+        )
+    if not val.lesions:
+        raise InputError(
+            f"dataset {bound.run.dataset.name!r}: none of the {len(val)} validation samples of split {split.id} has a "
+            "lesion, by whose IoU the best epoch is chosen; add images with a mask, or move some to val"
         )
     task = _task(bound, stage, root, len(prepared.manifest.classes))
     place(task, device)
@@ -108,11 +120,15 @@ def train_stage(
         val,
         settings.train,
         bound.run.seed,
-        Checkpoints(folder / "checkpoints"),
+        checkpoints,
         on_step,
         lambda history: write_partition(epochs_file(root, bound, stage), _history_table(bound, history)),
     )
-    return _publish(bound, stage, root, task, trained, started, device) if ranks.is_first else None
+    if not ranks.is_first:
+        return None
+    receipt = _publish(bound, stage, root, task, trained, started, device)
+    checkpoints.remove()
+    return receipt
 
 
 def _task(bound: BoundRun, stage: int, root: Storage, classes: int) -> Task:
@@ -157,13 +173,15 @@ def _publish(
     started: float,
     device: torch.device,
 ) -> Receipt:
-    """Write the best weights as a whole model and the receipt; then the checkpoints have served."""
+    """Write the best weights as a whole model, the history and the receipt; then the checkpoints have served."""
     folder = stage_folder(root, bound.run_id, stage)
     task.trained.load_state_dict(trained.best_weights)
     weights = {name: tensor.cpu().contiguous() for name, tensor in task.model.state_dict().items()}
     (folder / MODEL_FILE).write_bytes(save(weights))
+    # once more: a process that ended after its last checkpoint has not written the last epoch
+    write_partition(epochs_file(root, bound, stage), _history_table(bound, trained.history))
     best = trained.history[trained.best_epoch - 1]
-    receipt = write_receipt(
+    return write_receipt(
         folder / "receipt.json",
         root,
         f"stage{stage}",
@@ -181,5 +199,3 @@ def _publish(
         started,
         torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     )
-    (folder / "checkpoints").remove()
-    return receipt

@@ -164,6 +164,20 @@ def test_head_only_is_what_the_whole_model_gives_with_the_head_active(
     assert is_untouched(model) and not model.clf_head._forward_pre_hooks
 
 
+def test_the_head_computes_as_in_the_prediction() -> None:
+    """In float32, where BTI-Net's maps are bfloat16."""
+    torch.manual_seed(0)
+    settings = ModelSettings.model_validate(PRESETS["tiny"]["model"] | {"dropout": 1e-9, "precision": "bfloat16"})
+    model = build("btinet", settings, classes=3).eval()
+    with torch.no_grad():
+        features = model.features(torch.rand(2, 3, 64, 64))
+        predicted = model.output(features).clf_logits
+    assert predicted is not None
+    head = head_dropout(model, features, 1)
+    assert head is not None
+    assert head.clf_entropy.numpy() == pytest.approx(entropy(predicted.softmax(1), axis=1), rel=1e-5)
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if "clf" in method_class(name).about.tasks])
 def test_every_methods_head_gives_its_class_logits(method: str) -> None:
     """What head_dropout relies on."""

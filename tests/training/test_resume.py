@@ -20,6 +20,7 @@ from btinet.errors import InputError
 from btinet.partitions import read_partition
 from btinet.progress import Progress
 from btinet.storage import Storage
+from btinet.training.checkpoint import Checkpoints
 from btinet.training.outputs import epochs_file, finished_stage
 from tests.training.micro import KEY, Bench, bench, files
 
@@ -174,6 +175,38 @@ def test_stopped_before_writing(
     else:
         assert resume(run, 1) == begins
     assert_same(run, whole, 1)
+
+
+def test_stopped_before_the_last_epoch_is_in_the_history(
+    whole: Bench, new: Callable[[int], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new(1)
+    plain = Storage.write_bytes
+
+    def write_bytes(file: Storage, data: bytes) -> None:
+        if file.name.endswith("-stage1.parquet") and (run.folder(1) / f"checkpoints/epoch-{EPOCHS:04d}.json").exists():
+            raise Killed
+        plain(file, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", write_bytes)
+    with pytest.raises(Killed):
+        run.train(1)
+    monkeypatch.undo()
+    run.train(1, on_progress=at(EPOCHS, 1))  # no step is repeated
+    assert_same(run, whole, 1)
+
+
+def test_stopped_before_the_checkpoints_are_removed(
+    new: Callable[[int], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "remove", lambda _: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run.train(1)
+    assert (run.folder(1) / "checkpoints").exists()
+    run.train(1)
+    assert not (run.folder(1) / "checkpoints").exists()
 
 
 def test_damaged_checkpoint_costs_an_epoch(

@@ -44,6 +44,10 @@ def work(rank: int, folder: str, bound: BoundRun) -> None:
     odd["run"]["settings"]["train"]["batch_size"] = 7
     with pytest.raises(InputError, match=r"train.batch_size 7 cannot be shared by 2 workers"):
         train_stage(BoundRun.model_validate(odd), 1, Storage(f"{folder}/stage1"), CPU)
+    drawn = bound.model_dump()
+    drawn["run"]["settings"]["model"]["gate"] = "random"
+    with pytest.raises(InputError, match=r"model.gate: random .* with resources.workers 1"):
+        train_stage(BoundRun.model_validate(drawn), 1, Storage(f"{folder}/stage1"), CPU)
     dist.destroy_process_group()
 
 

@@ -32,6 +32,7 @@ from btinet.models.baselines.unet import UNetDecoder, UNetHead
 from btinet.models.encoder import TAP_STAGES, Encoder, expand_and_finish
 from btinet.models.method import About, Method
 from btinet.models.output import Output
+from btinet.ranks import own_draws
 
 OPEN = 2.0
 """Logit of executing against that of skipping, at the start: each gate is open with probability 0.88."""
@@ -123,7 +124,8 @@ class BlockGate(nn.Module):
 
     def image_gate(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B]"""
-        return self.draw(self.image(x.mean((2, 3))))
+        logits = self.image(x.mean((2, 3)))
+        return own_draws(self.draw, logits) if self.training else self.draw(logits)
 
     def draw(self, logits: Tensor) -> Tensor:
         """[N, 2] -> 1 where the block is executed, else 0: [N]."""
