@@ -53,6 +53,7 @@ class TestWhatIsRefused:
             ({"model": {"tau": 99}}, "model.tau", "less than or equal to 10 (given: 99)"),
             ({"train": {"batch_size": 1}}, "train.batch_size", "greater than or equal to 2 (given: 1)"),
             ({"image_size": 100}, "image_size", "multiple of 32, the encoder's total stride (given: 100)"),
+            ({"model": {"decoder_channels": [8, 8, 8, 1]}}, "model.decoder_channels.3", "greater than or equal to 2"),
             ({"evaluation": {"mc_scope": "some"}}, "evaluation.mc_scope", "'all' or 'head' (given: 'some')"),
             ({"model": {"tim": False}}, "model", "upa gates TIM's output: it needs tim: true"),
             ({"name": "Has Spaces"}, "name", "(given: 'Has Spaces')"),
