@@ -111,10 +111,15 @@ def _assign_sorted(samples: pa.Table, pairs: pa.Table, policy: SplitPolicy, seed
     if policy == "paper-n1503":
         if not any(groups):
             raise InputError("split policy 'paper-n1503' ignores groups, and there are none: use 'paper'")
-        return _draw(labels, np.arange(len(labels)), np.zeros(len(labels), bool), seed)
-    units = clusters(ids, pairs.slice(length=0), groups)  # a unit is a group, or an image without one
-    splits = _draw(labels, units, np.array(samples["split"].to_pylist()) == "test", seed)
-    return splits if policy == "paper" else _repair(splits, labels, clusters(ids, pairs, groups), seed)
+        splits = _draw(labels, np.arange(len(labels)), np.zeros(len(labels), bool), seed)
+    else:
+        units = clusters(ids, pairs.slice(length=0), groups)  # a unit is a group, or an image without one
+        splits = _draw(labels, units, np.array(samples["split"].to_pylist()) == "test", seed)
+        if policy == "clean":
+            splits = _repair(splits, labels, clusters(ids, pairs, groups), seed)
+    if any(set(labels[splits == name]) != set(labels) for name in SPLITS):
+        raise _too_few(labels)
+    return splits
 
 
 def moved(samples: pa.Table, pairs: pa.Table, seed: int) -> int:
@@ -177,8 +182,6 @@ def _draw(labels: NDArray[np.int64], units: NDArray[np.int64], is_test: NDArray[
     splits = np.full(len(labels), "train", dtype="<U5")
     splits[np.isin(units, val_units)] = "val"
     splits[np.isin(units, test_units)] = "test"
-    if any(set(labels[splits == name]) != set(labels) for name in SPLITS):
-        raise _too_few(labels)
     return splits
 
 
@@ -229,6 +232,6 @@ def _repair(splits: Assignment, labels: NDArray[np.int64], units: NDArray[np.int
 def _too_few(labels: NDArray[np.int64]) -> InputError:
     counts = ", ".join(f"class {label}: {count}" for label, count in sorted(Counter(labels.tolist()).items()))
     return InputError(
-        f"too few samples or groups for every class to be in train, val and test ({counts}): raise max_samples or "
-        "add images"
+        f"too few samples, groups or clusters of duplicates for every class to be in train, val and test ({counts}): "
+        "raise max_samples or add images"
     )

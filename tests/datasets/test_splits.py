@@ -197,6 +197,16 @@ def test_too_small_a_class_is_refused(counts: tuple[int, int, int]) -> None:
         assign(samples_table(counts), NO_PAIRS, "paper", 42)
 
 
+@pytest.mark.parametrize(("counts", "videos"), [((40, 20), [(40, 60)]), ((20, 20), [(0, 20), (20, 40)])])
+def test_clean_refuses_to_leave_a_class_out(counts: tuple[int, int], videos: list[tuple[int, int]]) -> None:
+    """The frames of a video go into one split, and there are no others of its class."""
+    samples = samples_table(counts)
+    pairs = pairs_table(samples, *(list(range(*video)) for video in videos))
+    assign(samples, pairs, "paper", 42)
+    with pytest.raises(InputError, match=f"too few .*clusters of duplicates.*class 1: {counts[1]}"):
+        assign(samples, pairs, "clean", 42)
+
+
 def test_the_table_is_written_once_and_read_after(tmp_path: Path) -> None:
     store = Storage(str(tmp_path))
     manifest = prepare(DatasetSettings(name="phantom", max_samples=24), 32, store).manifest
