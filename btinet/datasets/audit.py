@@ -55,6 +55,14 @@ FINDINGS = pa.schema(
     ]
 )
 
+CLASSES = pa.schema(
+    [
+        pa.field("class", pa.string(), False),
+        # samples: in the layout, decoded, with a lesion, and in each split
+        *(pa.field(count, pa.int64(), False) for count in ("listed", "usable", "marked", *SPLITS)),
+    ]
+)
+
 PREVIEWS = pa.schema(
     [
         pa.field("finding", pa.int32(), False),  # row of the findings
@@ -92,7 +100,7 @@ class Audit(NamedTuple):
     pairs: pa.Table
     """Duplicates among them (duplicates.DUPLICATES)."""
     classes: pa.Table
-    """A row a class: class, listed (samples in the layout), usable, marked (with a lesion), train, val, test."""
+    """CLASSES, a row a class."""
 
     @property
     def has_errors(self) -> bool:
@@ -255,7 +263,8 @@ def _classes(names: tuple[str, ...], samples: list[Sample], facts: pa.Table, spl
             {"class": name, "listed": listed[label], "usable": usable[label], "marked": marked[label]}
             | {split: assigned[label, split] for split in SPLITS}
             for label, name in enumerate(names)
-        ]
+        ],
+        CLASSES,
     )
 
 
