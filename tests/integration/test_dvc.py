@@ -172,7 +172,22 @@ def test_second_repro_does_nothing(project: Project) -> None:
     [
         (set_tau, [f"train-stage1@{RUN}", f"train-stage2@{RUN}"]),
         (lambda params: params["evaluation"].update(mc_passes=3), [f"evaluate@{RUN}"]),
-        (lambda params: params["datasets"][0].update(max_samples=41), ["prepare@dataset0", "analyse"]),
+        (
+            lambda params: params["datasets"][0].update(max_samples=41),
+            ["prepare@dataset0", f"train-stage1@{RUN}", "analyse"],
+        ),
+        (
+            lambda params: params["datasets"][0].update(split="clean"),
+            ["prepare@dataset0", f"train-stage1@{RUN}", "analyse"],
+        ),
+        (
+            lambda params: params["datasets"].append({"name": "other"}),
+            [
+                *("prepare@dataset0", "prepare@dataset1", "analyse"),
+                *(f"{stage}@{RUN.replace('0', '1')}" for stage in ("train-stage1", "train-stage2", "evaluate")),
+            ],
+        ),
+        (lambda params: params.update(weights="b4.safetensors"), [f"train-stage1@{RUN}", f"train-stage2@{RUN}"]),
         (
             lambda params: params["seeds"].append(7),
             [
@@ -182,7 +197,7 @@ def test_second_repro_does_nothing(project: Project) -> None:
         ),
         (lambda params: params["storage"].update(url="file:///elsewhere"), []),
     ],
-    ids=["tau", "mc_passes", "max_samples", "seeds", "storage"],
+    ids=["tau", "mc_passes", "max_samples", "split", "datasets", "weights", "seeds", "storage"],
 )
 def test_what_a_change_touches_first(
     project: Project, change: Callable[[dict[str, Any]], None], stages: list[str]
