@@ -134,6 +134,7 @@ def prepare(
         if pointer.exists():
             manifest = _published(store_folder(storage, settings.name, pointer.read_json()["hash"]))
             if manifest is not None and not _errors(reader.findings()):
+                shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed after it published
                 return Prepared(manifest, reused=True)
         folder.mkdir(exist_ok=True)
         try:
@@ -285,7 +286,7 @@ def _write_files(
 def _finished_part(path: Path) -> Part | None:
     """The part, if an interrupted preparation left it whole."""
     sidecar = path.with_suffix(".facts")
-    if not sidecar.exists():
+    if not (sidecar.exists() and path.exists()):
         return None
     facts = pq.read_table(sidecar)
     file, digest = (facts.schema.metadata[key] for key in (b"file", b"digest"))

@@ -227,6 +227,34 @@ def test_an_interrupted_preparation_goes_on(monkeypatch: pytest.MonkeyPatch, sto
     assert list((cache_folder() / "preparing").glob("*/")) == []
 
 
+def test_what_a_kill_after_publishing_left_is_no_hindrance(
+    monkeypatch: pytest.MonkeyPatch, store: Storage, tmp_path: Path
+) -> None:
+    """It hit while the parts were removed from the cache."""
+    use(monkeypatch, FakeReader(10))
+
+    def half(folder: Path) -> None:
+        (folder / "part-00000.arrow").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(FAKE, 32, store)
+    (folder,) = (cache_folder() / "preparing").glob("*/")
+    left = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert "part-00000.facts" in left
+    assert prepare(FAKE, 32, store).reused
+    assert not folder.exists()
+
+    folder.mkdir()
+    for name, content in left.items():
+        (folder / name).write_bytes(content)
+    elsewhere = Storage(str(tmp_path / "elsewhere"))
+    assert len(open_prepared(elsewhere, "fake", prepare(FAKE, 32, elsewhere).manifest.hash)) == 10
+    assert not folder.exists()
+
+
 def prepare_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Manifest:
     with monkeypatch.context() as patch:
         use(patch, FakeReader(50))
