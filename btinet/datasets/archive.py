@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import shutil
 import stat
 import tarfile
@@ -89,16 +90,21 @@ def pack(folder: Path, archive: Path, on_progress: Callable[[int, int], None] | 
     """Pack a folder's files into a tar archive that depends on their names and content alone.
 
     Args:
-        folder: what to pack; the archive holds what lies in it, without the folder itself. Hidden files stay out.
+        folder: what to pack; the archive holds what lies in it, without the folder itself, and what links lead to in
+            place of them. Hidden files stay out.
         archive: the .tar file to write, atomically.
         on_progress: called with (files done, files in all).
 
     Raises:
-        InputError: there is no such folder, or it holds no files.
+        InputError: there is no such folder, or it holds no files, a folder that cannot be read or a broken link.
     """
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.resolve() != archive.resolve()]
+    places = os.walk(folder, onerror=_refuse, followlinks=True)
+    paths = [Path(place, name) for place, _, names in places for name in names]
     files = {path.relative_to(folder).as_posix(): path for path in paths}
     files = {name: path for name, path in files.items() if not any(part.startswith(".") for part in Path(name).parts)}
+    if broken := [path for path in files.values() if not path.is_file()]:
+        raise InputError(f"{broken[0]}: is no file, or a link to none: put the file there, or remove it")
+    files = {name: path for name, path in files.items() if path.resolve() != archive.resolve()}
     if not files:
         raise InputError(f"{folder}: no files to pack: name the folder that holds the dataset's layout")
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -116,3 +122,7 @@ def pack(folder: Path, archive: Path, on_progress: Callable[[int, int], None] | 
         part.replace(archive)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be packed: {error.strerror}: name a folder that can be read") from error
