@@ -277,7 +277,7 @@ def _lay_out(archive: Path, release: Release, target: Path, work: Path) -> None:
     staging = work / f"unpacked-{uuid.uuid4().hex}"
     try:
         plain = [part for part in release.parts if not part.holds and archive.name.startswith(part.stem)]
-        if plain and archive.suffix in ("", ".csv"):
+        if plain and archive.suffix in ("", ".csv", ".tab"):
             staging.mkdir()
             shutil.copyfile(archive, staging / plain[0].result)
         else:

@@ -468,6 +468,13 @@ def test_ham10000_from_its_files(tmp_path: Path) -> None:
     assert tree(tmp_path / "data") == HAM_LAYOUT
 
 
+def test_ham10000_with_the_metadata_that_dataverse_converted(tmp_path: Path) -> None:
+    *archives, metadata = write_ham10000(tmp_path / "downloads")
+    table = metadata.rename(metadata.with_suffix(".tab"))
+    fetch("ham10000", tmp_path / "data", archives=[*archives, table])
+    assert tree(tmp_path / "data") == HAM_LAYOUT
+
+
 def test_ham10000_from_an_archive_of_the_laid_out_dataset(tmp_path: Path) -> None:
     fetch("ham10000", tmp_path / "data", archives=write_ham10000(tmp_path / "downloads"))
     archive = tmp_path / "everything.tar.gz"
