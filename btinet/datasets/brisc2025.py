@@ -112,4 +112,4 @@ class Brisc2025Reader:
 
 
 def open_brisc2025(settings: DatasetSettings, data_root: str | None) -> Brisc2025Reader:
-    return Brisc2025Reader(dataset_root(settings, data_root, HOW_TO_GET))
+    return Brisc2025Reader(dataset_root(settings, data_root, HOW_TO_GET, ("classification_task",)))

@@ -91,4 +91,4 @@ class BusiReader:
 
 
 def open_busi(settings: DatasetSettings, data_root: str | None) -> BusiReader:
-    return BusiReader(dataset_root(settings, data_root, HOW_TO_GET))
+    return BusiReader(dataset_root(settings, data_root, HOW_TO_GET, (FOLDER, *BusiReader.classes)))

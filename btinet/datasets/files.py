@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +15,13 @@ import cv2
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from btinet.config import DatasetSettings
 from btinet.datasets.archive import extract
 from btinet.datasets.sample import Check, Pixels, Sample, SampleError
 from btinet.errors import InputError
-from btinet.storage import Storage, cache_folder
+from btinet.storage import PART, Storage, cache_folder
 
 MASK_THRESHOLD = 127
 """A pixel belongs to the mask when its 8-bit grey value is above this."""
@@ -27,22 +30,30 @@ BLUR = 32
 """Grey values this far from black and white are neither; lossy compression stays nearer."""
 BLURRED_SHARE = 0.01
 """A mask with more such pixels than this share is not binary."""
+MAX_VALUES = 8
+"""How many of a mask's values a message names."""
 
 ASPECT_TOLERANCE = 0.01
+
+DEEP = re.compile(";16[BLN]")
+"""How Pillow says of colour channels in a file that they have 16 bits; it keeps the upper 8."""
+TURNED = range(2, 9)
+"""EXIF orientations of an image that is to be turned or mirrored to be shown."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
-def dataset_root(settings: DatasetSettings, data_root: str | None, remedy: str) -> Storage:
+def dataset_root(settings: DatasetSettings, data_root: str | None, remedy: str, layout: Iterable[str] = ()) -> Storage:
     """The folder to look for a dataset in: ``settings.root``, else ``data_root``, else BTINET_DATA_ROOT.
 
     Where that folder holds the dataset as one file, NAME.tar (``btinet data pack``), it is unpacked into the cache.
 
     Args:
         remedy: how to get the dataset and lay it out, for the error message.
+        layout: names of what lies there where it is laid out, besides a folder of the dataset's name.
 
     Raises:
-        InputError: none of the three is given, or the folder does not exist.
+        InputError: none of the three is given, the folder does not exist, or it holds the dataset in both ways.
     """
     given = {
         "datasets.root": settings.root,
@@ -55,12 +66,15 @@ def dataset_root(settings: DatasetSettings, data_root: str | None, remedy: str) 
             if not root.exists():
                 raise InputError(f"dataset {settings.name!r}: {field}: no such folder: {shown(root)}; {remedy}")
             archive = root / f"{settings.name}.tar"
-            if archive.exists() and (root / settings.name).exists():
-                raise InputError(
-                    f"dataset {settings.name!r}: {shown(root)} holds {archive.name} and a folder {settings.name}: "
-                    "keep the one that is meant"
-                )
-            return _unpacked(archive) if archive.exists() else root
+            if not archive.exists():
+                return root
+            for name in (settings.name, *layout):
+                if (root / name).exists():
+                    raise InputError(
+                        f"dataset {settings.name!r}: {shown(root)} holds {archive.name} and {name}: keep the one that "
+                        "is meant"
+                    )
+            return _unpacked(archive)
     raise InputError(f"dataset {settings.name!r}: none of {', '.join(given)} says where it is; {remedy}")
 
 
@@ -70,6 +84,8 @@ def _unpacked(archive: Storage) -> Storage:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
+            for left in folder.parent.glob(f"{folder.name}.*{PART}"):  # by a process that was killed
+                shutil.rmtree(left)
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(archive.path)
                 if not archive.is_local:
@@ -80,8 +96,8 @@ def _unpacked(archive: Storage) -> Storage:
 
 
 def shown(file: Storage) -> str:
-    """A file as people write it: a path on a disk, else the URL."""
-    return file.path if file.is_local else file.url
+    """A file as people write it: a path on a disk (what is not UTF-8 in it as \\xNN), else the URL."""
+    return os.fsencode(file.path).decode("utf-8", "backslashreplace") if file.is_local else file.url
 
 
 def load_files(sample: Sample, mask_may_be_scaled: bool = False) -> Pixels:
@@ -109,7 +125,7 @@ def load_files(sample: Sample, mask_may_be_scaled: bool = False) -> Pixels:
 
 
 def read_rgb(file: Storage) -> NDArray[np.uint8]:
-    """Decode an image file of any 8-bit mode as RGB [H, W, 3]; transparency is dropped."""
+    """Decode an upright image file of any 8-bit mode as RGB [H, W, 3]; transparency is dropped."""
     return decode_rgb(read_content(file), shown(file))
 
 
@@ -119,17 +135,21 @@ def decode_rgb(content: bytes, place: str) -> NDArray[np.uint8]:
 
 
 def read_content(file: Storage) -> bytes:
-    """A file's bytes; a missing one is a SampleError."""
+    """A file's bytes; one that is missing or cannot be read is a SampleError."""
     try:
         return file.read_bytes()
     except FileNotFoundError as error:
         raise SampleError(Check.MISSING_FILE, shown(file), "no such file: get it again") from error
+    except OSError as error:  # a folder, a link to itself, a broken disk
+        reason = error.strerror or error
+        raise SampleError(Check.UNREADABLE, shown(file), f"cannot be read ({reason}): get this file again") from error
 
 
 def read_mask(file: Storage) -> NDArray[np.uint8]:
     """Decode a mask file as [H, W] of 0 and 1: grey values above MASK_THRESHOLD, or 1 where all are 0 or 1."""
     levels = np.asarray(_decode(read_content(file), shown(file), "L"))
-    if levels.max() <= 1:
+    brightest = levels.max()
+    if brightest <= 1:
         return levels
     blurred = cv2.countNonZero(cv2.inRange(levels, BLUR, 255 - BLUR)) / levels.size
     if blurred > BLURRED_SHARE:
@@ -138,20 +158,29 @@ def read_mask(file: Storage) -> NDArray[np.uint8]:
             "and the rest as 0"
         )
         raise SampleError(Check.NON_BINARY_MASK, shown(file), message)
+    if brightest <= MASK_THRESHOLD:  # numbers of classes, which are all but black
+        values = ", ".join(map(str, np.unique(levels)[:MAX_VALUES]))
+        message = f"mask is not binary: its values are {values}, none of them white: save the lesion as 255"
+        raise SampleError(Check.NON_BINARY_MASK, shown(file), message)
     return np.asarray(cv2.threshold(levels, MASK_THRESHOLD, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
 def _decode(content: bytes, place: str, mode: Literal["RGB", "L"]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
-            image.load()
+            is_deep = image.mode.startswith(("I", "F")) or DEEP.search(str(image.tile[:1])) is not None
+            image.load()  # turns TIFF as it says
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
     except UnidentifiedImageError as error:
         raise SampleError(Check.UNREADABLE, place, "is not an image: get this file again") from error
     # Pillow reports broken files as any of these, by format and by where the fault lies
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SampleError(Check.UNREADABLE, place, f"cannot be decoded ({error}): get this file again") from error
-    if image.mode.startswith(("I", "F")):  # converting to 8 bit would clip it silently
-        message = f"{image.mode} pixels are not supported: save it with 8 bits a channel"
+    if is_deep:  # converting to 8 bit would clip or cut it silently
+        message = "more than 8 bits a channel are not supported: save it with 8"
+        raise SampleError(Check.UNREADABLE, place, message)
+    if orientation in TURNED:  # what was drawn on it may have been drawn on either
+        message = f"is to be turned to be shown (EXIF orientation {orientation}): save it upright"
         raise SampleError(Check.UNREADABLE, place, message)
     return image if image.mode == mode else image.convert(mode)  # which copies even where there is nothing to do
 

@@ -37,7 +37,7 @@ the image's name (the ending may differ):
     p1 left.png,benign
     p2.png,normal
 
-  image  PNG, JPEG, BMP or TIFF, grey or colour, 8 bits a channel
+  image  PNG, JPEG, BMP or TIFF, grey or colour, 8 bits a channel, saved upright (not to be turned by EXIF)
   label  the name of its class, any text or number; two classes or more
   mask   same size as the image, the lesion white (255) and the rest black (0); an empty cell means: no lesion
   group  optional: patient or lesion; images of one group are kept in one split
@@ -257,7 +257,7 @@ class FolderReader:
 
 def open_folder(settings: DatasetSettings, data_root: str | None) -> FolderReader:
     """The dataset in ``settings.root``; else in the folder of its name below ``data_root``, or in that itself."""
-    root = dataset_root(settings, data_root, f"give the folder that holds your table\n\n{CONVENTION}")
+    root = dataset_root(settings, data_root, f"give the folder that holds your table\n\n{CONVENTION}", TABLES)
     below = root / settings.name
     return FolderReader(below if settings.root is None and below.exists() else root, settings.name)
 

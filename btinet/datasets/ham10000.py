@@ -148,4 +148,4 @@ class Ham10000Reader:
 
 
 def open_ham10000(settings: DatasetSettings, data_root: str | None) -> Ham10000Reader:
-    return Ham10000Reader(dataset_root(settings, data_root, HOW_TO_GET))
+    return Ham10000Reader(dataset_root(settings, data_root, HOW_TO_GET, IMAGE_FOLDERS + MASK_FOLDERS + METADATA))

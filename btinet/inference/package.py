@@ -40,7 +40,7 @@ ONNX_FILE = "model.onnx"
 SUMS_FILE = "SHA256SUMS"
 
 PREPROCESSING = (
-    "decode as 8-bit RGB (grey repeated, transparency dropped, EXIF orientation not applied)",
+    "decode as 8-bit RGB (grey repeated, transparency dropped; an image that EXIF says to turn is refused)",
     "resize to image_size x image_size, aspect not kept, bilinear without antialiasing, half-pixel centres, rounded",
     "the model's input is uint8 RGB [B, S, S, 3]; it scales and normalises itself",
     "the lesion probability is resized to the image's own size, bilinear, and is lesion where it is at least 0.5",

@@ -168,7 +168,7 @@ def test_every_fault_is_reported_at_once_and_nothing_published(tmp_path: Path) -
         ("benign (3).png", "is not an image"),
         ("benign (4)_mask.png", "mask is 48x39 but its image is 48x40"),
         ("benign (5).png", "no pixel of the lesion is marked"),
-        ("benign (6).png", "pixels are not supported"),
+        ("benign (6).png", "more than 8 bits a channel are not supported"),
         ("malignant (1)_mask.png", "mask without image"),
         ("copy of malignant (2).png", "not a name of the official layout"),
         ("class normal", "has no usable image"),
@@ -209,6 +209,16 @@ def test_a_grey_mask_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"\(1\)_mask.png: mask is not binary: 7\d% of its pixels") as caught:
         load(tmp_path, "benign (1)")
     assert caught.value.finding.check == Check.NON_BINARY_MASK
+
+
+@pytest.mark.parametrize(("levels", "values"), [((0, 1, 2), "0, 1, 2"), ((0, 31), "0, 31"), ((2,), "2")])
+def test_numbers_of_classes_are_no_mask(tmp_path: Path, levels: tuple[int, ...], values: str) -> None:
+    """They would all be black, and the image one without lesion."""
+    folder = make_tree(tmp_path)
+    write(folder / "benign" / "benign (1)_mask.png", np.resize(np.array(levels, np.uint8), (HEIGHT, WIDTH)))
+    with pytest.raises(SampleError, match=f"its values are {values}, none of them white: save the lesion as 255") as at:
+        load(tmp_path, "benign (1)")
+    assert at.value.finding.check == Check.NON_BINARY_MASK
 
 
 def test_the_order_of_files_on_disk_does_not_matter(tmp_path: Path) -> None:
