@@ -244,7 +244,8 @@ def report(
 def main() -> None:
     """Run the command line.
 
-    Bad input ends with status 2 and one message, a failed job or a full disk with 1, Ctrl-C with 130.
+    Bad input, or a path that cannot be used, ends with status 2 and one message, a failed job or a full disk with 1,
+    Ctrl-C with 130.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
@@ -256,9 +257,11 @@ def main() -> None:
     except JobError as error:
         fail(error, 1)
     except OSError as error:
-        if not is_full(error):
+        if is_full(error):
+            fail(f"{error}; {NO_ROOM} and run again: it goes on from the last checkpoint", 1)
+        if error.filename is None:
             raise
-        fail(f"{error}; {NO_ROOM} and run again: it goes on from the last checkpoint", 1)
+        fail(f"{error.filename}: {error.strerror}: name another path, or mend this one", 2)
 
 
 def _open(

@@ -19,7 +19,7 @@ from btinet.datasets import audit as audits
 from btinet.datasets.archive import pack as pack_folder
 from btinet.datasets.fetch import RELEASES
 from btinet.datasets.fetch import fetch as fetch_release
-from btinet.datasets.folder import TABLES, FolderReader
+from btinet.datasets.folder import TABLES, FolderReader, dataset_name
 from btinet.datasets.folder import init as init_folder
 from btinet.datasets.prepare import prepare
 from btinet.datasets.prepared import open_prepared, read_manifest, store_folder
@@ -80,10 +80,10 @@ def init(
     Ends with status 1 if the table or the files it names have an error.
     """
     root = Storage(folder)
-    if root.name.lower() in READERS:
+    if (name := dataset_name(root)) in READERS:
         raise InputError(
-            f"{folder}: {root.name.lower()!r} is the name of a dataset whose official layout is read, not that of a "
-            "folder of your own: rename the folder"
+            f"{folder}: {name!r} is the name of a dataset whose official layout is read, not that of a folder of your "
+            "own: rename the folder"
         )
     is_started = any((root / table).exists() for table in TABLES)
     typer.echo(init_folder(root))
@@ -116,9 +116,10 @@ def audit(
 
     settings = _audited(dataset, data_root)
     reader = open_reader(settings, data_root)
+    target = Storage(output or f"audit/{settings.name}")
+    target.check_writable()
     with bar(f"auditing {settings.name}") as show:
         audited = audits.audit(settings.name, reader, split, seed, show)
-    target = Storage(output or f"audit/{settings.name}")
     audits.write(audited, reader, target)
     page = audit_page.write(target)
     console.print(audits.summary(audited))
@@ -217,8 +218,17 @@ def list_(
     console.print(f"readers: {', '.join(READERS)}; and a folder of your own (btinet data init)", markup=False)
     root = Storage(storage, endpoint)
     stores = [store for dataset in (root / "datasets").children() for store in dataset.children()]
-    manifests = {store.url: read_manifest(store) for store in stores if not store.name.endswith(".json")}
-    prepared = [manifest for manifest in manifests.values() if manifest is not None]
+    prepared = []
+    for store in stores:
+        if store.name.endswith(".json"):
+            continue
+        try:
+            manifest = read_manifest(store)
+        except InputError as error:
+            console.print(f"not listed: {error}", markup=False)
+            continue
+        if manifest is not None:
+            prepared.append(manifest)
     if not prepared:
         console.print(f"{root}: nothing is prepared there; --storage names another place", markup=False)
         return

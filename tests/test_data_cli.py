@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from btinet import cli
 from btinet.config import SplitPolicy
+from btinet.datasets.folder import FolderReader
 from btinet.datasets.registry import READERS
 from tests.training.micro import MICRO, one_thread  # noqa: F401
 
@@ -156,11 +157,11 @@ class TestInit:
         assert "  healthy: 14, with a mask: 0\n" in out
         assert f'- {{name: "mine", root: "{tmp_path}/mine", split: manifest}}' in out
 
-    @pytest.mark.parametrize("name", ["busi", "HAM10000"])
+    @pytest.mark.parametrize("name", ["busi", "HAM10000", "BUSI_"])
     def test_a_name_that_means_an_official_layout(self, tmp_path: Path, btinet: Run, name: str) -> None:
         status, out, err = btinet("data", "init", str(tmp_path / name))
         assert (status, out) == (2, "")
-        assert f"'{name.lower()}' is the name of a dataset whose official layout is read" in err
+        assert f"'{name.lower().rstrip('_')}' is the name of a dataset whose official layout is read" in err
         assert err.endswith("rename the folder")
         assert not (tmp_path / name).exists()
 
@@ -200,6 +201,23 @@ class TestAudit:
         status, _, err = btinet(*arguments)
         assert status == 0
         assert err.endswith("an experiment with datasets: [{name: busi}], for `btinet prepare -e FILE`")
+
+    @pytest.mark.parametrize(("images", "fault"), [(0, "holds no rows"), (3, "row 2: label is empty")])
+    def test_a_folder_just_started(self, tmp_path: Path, btinet: Run, images: int, fault: str) -> None:
+        for number in range(images):
+            draw(tmp_path / "mine/images" / f"{number}.png", number)
+        btinet("data", "init", str(tmp_path / "mine"))
+        status, _, err = btinet("data", "audit", str(tmp_path / "mine"), "--output", str(tmp_path / "out"))
+        assert (status, fault in err) == (1, True)
+        assert (tmp_path / "out/index.html").is_file()
+
+    def test_a_file_in_place_of_the_output(self, tmp_path: Path, btinet: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """That is said before anything is decoded."""
+        make_folder(tmp_path / "mine")
+        (tmp_path / "out").write_text("a file")
+        monkeypatch.setattr(FolderReader, "load", lambda *_: pytest.fail("decoded"))
+        status, _, err = btinet("data", "audit", str(tmp_path / "mine"), "--output", str(tmp_path / "out"))
+        assert (status, f"{tmp_path}/out cannot be written" in err) == (2, True)
 
     def test_an_unknown_name(self, tmp_path: Path, btinet: Run) -> None:
         status, out, err = btinet("data", "audit", "no-such", "--data-root", str(tmp_path))
@@ -269,8 +287,34 @@ class TestPack:
         assert status == 0, err
         assert err.startswith("mine: prepared: 42 samples (cyst 14, healthy 14, tumour 14) at 32 px")
 
+    def test_links_are_followed(self, tmp_path: Path, btinet: Run) -> None:
+        make_folder(tmp_path / "mine")
+        (tmp_path / "linked").mkdir()
+        for name in ("images", "masks", "manifest.csv"):
+            (tmp_path / "linked" / name).symlink_to(tmp_path / "mine" / name)
+        for name in ("mine", "linked"):
+            assert btinet("data", "pack", str(tmp_path / name), str(tmp_path / f"{name}.tar"))[0] == 0
+        assert (tmp_path / "linked.tar").read_bytes() == (tmp_path / "mine.tar").read_bytes()
+
+    @pytest.mark.parametrize(("link", "fault"), [("not pulled", "x.png"), (".", "x.png/x.png")])
+    def test_a_link_that_leads_nowhere(self, tmp_path: Path, btinet: Run, link: str, fault: str) -> None:
+        """To a file that is not there, or to the folder that it is in."""
+        make_folder(tmp_path / "mine")
+        (tmp_path / "mine/images/x.png").symlink_to(link)
+        status, _, err = btinet("data", "pack", str(tmp_path / "mine"), str(tmp_path / "mine.tar"))
+        assert (status, f"{fault}: is no file, or a link to none" in err) == (2, True)
+        assert not (tmp_path / "mine.tar").exists()
+
+    def test_a_file_in_place_of_the_archives_folder(self, tmp_path: Path, btinet: Run) -> None:
+        make_folder(tmp_path / "mine")
+        (tmp_path / "raw").write_text("a file")
+        status, _, err = btinet("data", "pack", str(tmp_path / "mine"), str(tmp_path / "raw/mine.tar"))
+        assert (status, err) == (2, f"btinet: {tmp_path}/raw: File exists: name another path, or mend this one")
+
     def test_faults(self, tmp_path: Path, btinet: Run) -> None:
         status, _, err = btinet("data", "pack", str(tmp_path / "nowhere"), str(tmp_path / "mine.tar"))
+        assert (status, "nowhere: cannot be packed: No such file" in err) == (2, True)
+        status, _, err = btinet("data", "pack", str(tmp_path), str(tmp_path / "mine.tar"))
         assert (status, "no files to pack" in err) == (2, True)
         status, _, err = btinet("data", "pack", str(tmp_path), str(tmp_path / "mine.zip"))
         assert (status, "give the file a name that ends in .tar" in err) == (2, True)
@@ -335,6 +379,17 @@ def test_no_lesion_to_validate_on(tmp_path: Path, btinet: Run) -> None:
     status, _, said = btinet("train", key, "--stage", "1", "--in-process", "-e", file)
     assert status == 2
     assert "dataset 'mine': none of the 14 validation samples of split manifest-s7 has a lesion" in said
+
+
+def test_list_goes_on_after_a_store_that_cannot_be_read(tmp_path: Path, btinet: Run) -> None:
+    for name in ("first", "second"):
+        make_folder(tmp_path / name)
+        btinet("prepare", "-e", write_experiment(tmp_path, {"name": name, "root": str(tmp_path / name)}))
+    (manifest,) = (tmp_path / "storage/datasets/first").glob("*/manifest.json")
+    manifest.write_text("{")
+    status, out, err = btinet("data", "list", "--storage", str(tmp_path / "storage"))
+    assert (status, "second" in out, "first" in out) == (0, True, False)
+    assert f"not listed: file://{manifest}: not a manifest: remove that folder and prepare again" in err
 
 
 def test_own_images_from_folder_to_report(tmp_path: Path, btinet: Run) -> None:

@@ -192,13 +192,19 @@ class FolderReader:
         if self._images_folder:
             folders |= {_mask_path(folder) for folder in folders} | {"images", "masks"}
         with ThreadPoolExecutor() as pool:  # object storage takes its time for each
-            listings = pool.map(lambda folder: (self.root / folder if folder != "." else self.root).children(), folders)
+            listings = pool.map(self._children, folders)
             return {
                 str(PurePosixPath(folder, unicodedata.normalize("NFC", file.name))): file  # as the table's cells are
                 for folder, listing in zip(folders, listings, strict=True)
                 for file in listing
                 if _is_image(file)
             }
+
+    def _children(self, folder: str) -> list[Storage]:
+        """What is in a folder; macOS may have written its name decomposed, and the table's cells are composed."""
+        if folder == ".":
+            return self.root.children()
+        return (self.root / folder).children() or (self.root / unicodedata.normalize("NFD", folder)).children()
 
     def _check_files(self, entries: list[Entry], files: dict[str, Storage]) -> None:
         """Find files that are missing or in several rows."""
@@ -269,13 +275,18 @@ def init(root: Storage) -> str:
         What was found or made, and what to do next.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: it is a file, or the folder holds something else.
     """
+    if root.fs.isfile(root.path):
+        raise InputError(f"{shown(root)}: is a file: name the folder that holds the images, or a new one")
     present = {file.name for file in root.children() if not file.name.startswith(".")}
     if present & TABLES.keys():
         return _overview(FolderReader(root, root.name))
     folder = root / "images"
-    images = [file.path.removeprefix(f"{folder.path}/") for file in folder.find("") if _is_image(file)]
+    files = [file for file in folder.find("") if _is_image(file)]
+    if foreign := [shown(file) for file in files if file.is_local and shown(file) != file.path]:
+        raise InputError(f"{foreign[0]}: its name is not UTF-8, so that no table can hold it: rename it")
+    images = [file.path.removeprefix(f"{folder.path}/") for file in files]
     if images:
         _write_csv(root / "labels.csv", [("image", "label"), *((image, "") for image in images)])
         return (
@@ -300,6 +311,11 @@ def init(root: Storage) -> str:
     )
 
 
+def dataset_name(root: Storage) -> str:
+    """What an experiment calls the dataset in a folder."""
+    return re.sub("[^a-z0-9._-]+", "-", root.name.lower()).strip("._-") or "mine"
+
+
 def _overview(reader: FolderReader) -> str:
     """Samples and masks per class, what is wrong, and what to do next."""
     samples, findings = reader.samples(), reader.findings()
@@ -314,7 +330,7 @@ def _overview(reader: FolderReader) -> str:
         lines += [f"  ... and {len(findings) - MAX_LISTED} more"] if len(findings) > MAX_LISTED else []
     if any(finding.severity == "error" for finding in findings):
         return "\n".join([*lines, "", f"Mend the errors, then: {_command('init', reader.root)}"])
-    name = re.sub("[^a-z0-9._-]+", "-", reader.root.name.lower()).strip("._-") or "mine"
+    name = dataset_name(reader.root)
     split = ", split: manifest" if all(sample.split for sample in samples) else ""
     root = json.dumps(reader.origin, ensure_ascii=False)
     return "\n".join(

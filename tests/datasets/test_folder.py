@@ -161,6 +161,24 @@ def test_accents_may_be_composed_or_not(tmp_path: Path) -> None:
     assert read(tmp_path).load(read(tmp_path).samples()[1]).image.shape == (HEIGHT, WIDTH, 3)
 
 
+def test_accents_in_the_names_of_folders(tmp_path: Path) -> None:
+    draw(tmp_path, "images/a.png", unicodedata.normalize("NFD", "images/bösartig/ö.png"), "masks/a.png")
+    draw(tmp_path, unicodedata.normalize("NFD", "masks/bösartig/ö.png"))
+    rows = ["a.png,x", unicodedata.normalize("NFC", "bösartig/ö.png,y")]
+    assert findings_of(tmp_path, "image,label", *rows, table="labels.csv") == []
+    assert [len(sample.files) for sample in read(tmp_path).samples()] == [2, 2]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    draw(tmp_path, "images/a\udce4.png")
+    with pytest.raises(InputError, match=r"images/a\\xe4.png: its name is not UTF-8.*: rename it"):
+        init(Storage(str(tmp_path)))
+    make_labels(tmp_path)
+    (finding,) = read(tmp_path).findings()
+    assert (finding.check, finding.severity) == (Check.ORPHAN_FILE, "warning")
+    assert finding.where.endswith("images/a\\xe4.png")
+
+
 def test_group_and_split(tmp_path: Path) -> None:
     draw(tmp_path, *(f"images/{name}.png" for name in "abc"), "masks/a.png")
     rows = ["a.png,x,patient 1,train", "b.png,y,,val", "c.png,y,007,test"]
@@ -437,6 +455,12 @@ def test_init_shows_what_is_wrong(tmp_path: Path) -> None:
     assert "... and 16 more" in text  # 30 missing, one class, 3 and 2 files without row
     assert "Mend the errors, then: btinet data init" in text
     assert "full_experiment" not in text
+
+
+def test_init_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "my.csv").write_text("image,label")
+    with pytest.raises(InputError, match=r"my\.csv: is a file: name the folder"):
+        init(Storage(str(tmp_path / "my.csv")))
 
 
 def test_init_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
