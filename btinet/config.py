@@ -420,9 +420,11 @@ def load_file(path: Path, schema: type[S], example: str, **replace: Any) -> S:
     """Read a YAML file of this schema, as :func:`load_experiment` does; ``example`` names one that is well made."""
     kind = schema.__name__.lower()
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such {kind} file; examples are in experiments/") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as YAML in UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):

@@ -15,7 +15,8 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,6 +33,11 @@ CHECK_SECONDS = 15
 """How long check_writable waits for an object store."""
 PART = ".part"
 """Ends the name of a file that is still being written; what a killed writer leaves is never listed."""
+REMEDY = (
+    "check the bucket's name, the endpoint (storage.endpoint or AWS_ENDPOINT_URL), the credentials (AWS_ACCESS_KEY_ID, "
+    "AWS_SECRET_ACCESS_KEY) and, for https, storage.ca_bundle or AWS_CA_BUNDLE"
+)
+"""What to do when an object store is not reached."""
 
 
 class Server(NamedTuple):
@@ -81,6 +87,18 @@ def _filesystem(protocol: str, server: Server, patient: bool = True) -> fsspec.A
     if not patient:
         client.retries = 1  # s3fs repeats what botocore gave up on
     return client
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise the client's own errors (no server there, no credentials) as OSErrors, as a disk's are."""
+    try:
+        yield
+    except Exception as error:
+        # named, as the client is there for s3:// only and takes long to import
+        if type(error).__module__.partition(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+            raise
+        raise ConnectionError(f"the storage is not reached: {error}; {REMEDY}") from error
 
 
 class Storage:
@@ -152,13 +170,16 @@ class Storage:
 
     # reading
 
+    @_os_errors()
     def exists(self) -> bool:
         return bool(self.fs.exists(self.path))
 
+    @_os_errors()
     def size(self) -> int:
         """Size in bytes; FileNotFoundError where there is no such file."""
         return int(self.fs.size(self.path))
 
+    @_os_errors()
     def read_bytes(self) -> bytes:
         return bytes(self.fs.cat_file(self.path))
 
@@ -170,14 +191,17 @@ class Storage:
         # not pq.read_table: its threads may still let go of what it read when the process ends, which aborts it
         return pq.ParquetFile(pa.BufferReader(self.read_bytes())).read()
 
+    @_os_errors()
     def sha256(self) -> str:
         with self.fs.open(self.path, "rb") as stream:
             return stream_sha256(stream)
 
+    @_os_errors()
     def download(self, target: Path) -> None:
         """Copy this file to ``target`` on the local disk, atomically."""
         _replace(target, lambda part: self.fs.get_file(self.path, str(part)))
 
+    @_os_errors()
     def children(self) -> list[Storage]:
         """The files and folders directly below, by name; none if this folder does not exist."""
         if not self.exists():
@@ -186,6 +210,7 @@ class Storage:
         names = sorted(entry.rpartition("/")[2] for entry in entries if entry != self.path)
         return [self / name for name in names if not name.endswith(PART)]
 
+    @_os_errors()
     def find(self, suffix: str) -> list[Storage]:
         """Every file at any depth below whose name ends in ``suffix``, by path."""
         if not self.exists():
@@ -196,6 +221,7 @@ class Storage:
 
     # writing
 
+    @_os_errors()
     def write_bytes(self, data: bytes) -> None:
         if self.is_local:
             _replace(Path(self.path), lambda part: part.write_bytes(data))
@@ -214,6 +240,7 @@ class Storage:
         pq.write_table(table, buffer, compression="zstd")
         self.write_bytes(buffer.getvalue())
 
+    @_os_errors()
     def upload(self, source: Path) -> None:
         """Copy a file from the local disk to here, atomically."""
         if self.is_local:
@@ -221,6 +248,7 @@ class Storage:
         else:
             self.fs.put_file(str(source), self.path)
 
+    @_os_errors()
     def remove(self) -> None:
         """Remove this file, or this folder and all below it; nothing happens where there is none."""
         if self.exists():
@@ -239,12 +267,7 @@ class Storage:
         except Exception as error:
             reason = str(error) or f"no answer in {CHECK_SECONDS} s"
             where = f" at endpoint {self.endpoint}" if self.endpoint else ""
-            remedy = (
-                "check that the folder can be created and written"
-                if self.is_local
-                else "check the bucket's name, the endpoint (storage.endpoint or AWS_ENDPOINT_URL), the credentials "
-                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and, for https, storage.ca_bundle or AWS_CA_BUNDLE"
-            )
+            remedy = "check that the folder can be created and written" if self.is_local else REMEDY
             raise InputError(f"storage {self.url}{where} cannot be written: {reason}; {remedy}") from error
 
 

@@ -21,9 +21,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from btinet import storage
 from btinet.errors import InputError
+from btinet.progress import read_progress
 from btinet.storage import Storage, file_sha256
 
 
@@ -298,6 +300,19 @@ class TestDisk:
         message = str(caught.value)
         assert message.startswith(f"storage {root.url} cannot be written: ")
         assert message.endswith("check that the folder can be created and written")
+
+
+def test_server_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own error is an OSError as any other: whoever watches a run's progress goes on."""
+    file = Storage("s3://bucket/progress.json", "http://127.0.0.1:9")
+
+    def cat_file(path: str) -> bytes:
+        raise EndpointConnectionError(endpoint_url=f"http://127.0.0.1:9/{path}")
+
+    monkeypatch.setattr(file.fs, "cat_file", cat_file)
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9/bucket/progress\.json.*check the bucket's name"):
+        file.read_bytes()
+    assert read_progress(file) is None
 
 
 @pytest.mark.parametrize("listening", [False, True], ids=["closed port", "silent server"])
