@@ -85,7 +85,9 @@ class Failure(Strict):
 
 
 def write_failure(file: Storage, step: str, message: str, is_final: bool) -> None:
-    """Leave ``message`` for whoever waits for this step."""
+    """Leave ``message`` for whoever waits for this step; a final one stays, as what comes after follows from it."""
+    if not is_final and (before := read_failure(file)) is not None and before.is_final:
+        return
     failure = Failure(time=time.time(), step=step, node=socket.gethostname(), is_final=is_final, message=message)
     file.write_json(failure.model_dump())
 

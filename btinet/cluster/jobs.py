@@ -18,6 +18,7 @@ from btinet.errors import InputError, JobError, NotConnectedError
 from btinet.progress import read_failure
 from btinet.status import EVALUATION, failure_file, finished_step, steps
 from btinet.storage import Storage
+from btinet.training.outputs import run_folder
 
 
 def run_on_cluster(bound: BoundRun, root: Storage, resources: ResourceSettings) -> None:
@@ -29,6 +30,12 @@ def run_on_cluster(bound: BoundRun, root: Storage, resources: ResourceSettings) 
     runs = [*before, last + evaluation] if resources.workers == 1 else [*before, last, evaluation]
     for wanted in runs:
         steps_on_cluster(bound, wanted, root, resources)
+
+
+def begin(bound: BoundRun, root: Storage) -> None:
+    """Leave what the run is, by which ``btinet status`` finds it before it trains; its last failure is past."""
+    (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
+    failure_file(root, bound.run_id).remove()
 
 
 def steps_on_cluster(bound: BoundRun, wanted: Sequence[str], root: Storage, resources: ResourceSettings) -> None:
@@ -51,7 +58,7 @@ def steps_on_cluster(bound: BoundRun, wanted: Sequence[str], root: Storage, reso
     if not pending:
         return
     _require_connection()
-    failure_file(root, bound.run_id).remove()
+    begin(bound, root)
     trainer = ray.train.torch.TorchTrainer(
         run_worker,
         train_loop_config={
@@ -74,10 +81,12 @@ def steps_on_cluster(bound: BoundRun, wanted: Sequence[str], root: Storage, reso
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        last = read_failure(failure_file(root, bound.run_id)) or error
+        failure = read_failure(failure_file(root, bound.run_id))
+        if failure is not None and failure.is_final:
+            raise InputError(f"{bound.run.key}: {failure}") from error
         raise JobError(
             f"{bound.run_id} {pending[0]}: it failed more than {resources.max_failures} times; run again to go on from "
-            f"its last checkpoint. The last error: {last}"
+            f"its last checkpoint. The last error: {failure or error}"
         ) from error
     for step in pending:
         if finished_step(bound, step, root) is None:

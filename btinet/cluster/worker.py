@@ -21,16 +21,23 @@ if TYPE_CHECKING:
 def run_worker(config: dict[str, Any]) -> None:
     """Do steps of a run, one after the other; runs in every worker of a Ray Train run."""
     import ray.train.torch
+    import torch
 
     from btinet.cluster.metrics import TrainingMetrics
     from btinet.config import BoundRun
     from btinet.evaluation.evaluate import evaluate
-    from btinet.status import EVALUATION, stage_of
+    from btinet.progress import read_failure
+    from btinet.ranks import Ranks
+    from btinet.status import EVALUATION, failure_file, stage_of
     from btinet.storage import Storage
     from btinet.training.stage import train_stage
 
     bound, root = BoundRun.model_validate(config["bound"]), Storage(**config["storage"])
     device, metrics = ray.train.torch.get_device(), TrainingMetrics(bound.run)
+    failure = read_failure(failure_file(root, bound.run_id))
+    has_failed = failure is not None and failure.is_final
+    if Ranks().sum(torch.tensor(float(has_failed), device=device)):
+        return  # one of several workers raised it, and Ray has started all of them again
     for step in config["steps"]:
         with leaving_failure(root, bound.run_id, step):
             if step == EVALUATION:
@@ -81,11 +88,13 @@ def leaving_failure(root: Storage, run_id: str, step: str) -> Iterator[None]:
     """Leave an error of the block as the run's ``failure.json``; it is gone when the block ends well.
 
     What a repetition cannot mend goes no further, or Ray would try again; whoever waits for the step finds the file.
+    One of several workers raises it, or the others would wait for it: Ray starts all again, and each ends at once.
     """
     import socket
 
     from btinet.errors import InputError, NonFiniteLossError
     from btinet.progress import write_failure
+    from btinet.ranks import Ranks
     from btinet.status import failure_file
     from btinet.storage import NO_ROOM, is_full, refused
 
@@ -94,6 +103,8 @@ def leaving_failure(root: Storage, run_id: str, step: str) -> Iterator[None]:
         yield
     except (InputError, NonFiniteLossError) as error:
         write_failure(file, step, str(error), is_final=True)
+        if Ranks().size > 1:
+            raise
     except PermissionError as error:  # it then takes no failure.json either
         raise RuntimeError(f"on {socket.gethostname()}: {refused(error)}") from error
     except Exception as error:
