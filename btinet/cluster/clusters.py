@@ -24,11 +24,11 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from btinet.cluster.driver import job_file
-from btinet.cluster.jobs import run_on_cluster
+from btinet.cluster.jobs import begin, run_on_cluster
 from btinet.cluster.package import Package, package_to_send
 from btinet.cluster.session import ray_session
 from btinet.config import BoundRun, ResourceSettings, json_hash
-from btinet.errors import InputError, JobError
+from btinet.errors import InputError, JobError, NotConnectedError
 from btinet.progress import read_failure, watching, write_failure
 from btinet.status import failure_file, is_finished, latest_message, progress_file, steps, told
 from btinet.storage import Storage
@@ -95,8 +95,8 @@ def open_cluster() -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, AuthenticationError, requests.RequestException) as error:
         raise InputError(
             f"RAY_ADDRESS={address}: cannot connect ({error}); check that the cluster is up, that this is its "
-            "dashboard's address (http://HEAD:8265) and that RAY_AUTH_TOKEN is its token; or unset RAY_ADDRESS to "
-            "train on an embedded one"
+            "dashboard's address (http://HEAD:8265) and, if it asks for a token, that RAY_AUTH_MODE=token is set and "
+            "RAY_AUTH_TOKEN is its token; or unset RAY_ADDRESS to train on an embedded one"
         ) from error
     with package_to_send() as package:
         yield JobCluster(client, package)
@@ -139,11 +139,15 @@ class JobCluster:
         self.client = client
         self.package = package
         self.dashboard_url: str | None = client.get_address()
-        self.watched: set[str] = set()
+        self.jobs: set[str] = set()
+        """Those that this process is about to submit, or waits for."""
+        self.is_stopping = False
 
     def places(self, resources: ResourceSettings) -> Places:
         """See :class:`Cluster`; what others hold on a shared cluster is taken."""
-        nodes = self.client._do_request("GET", "/nodes?view=summary", timeout=ANSWER_SECONDS).json()["data"]
+        answer = self.client._do_request("GET", "/nodes?view=summary", timeout=ANSWER_SECONDS)
+        answer.raise_for_status()
+        nodes = answer.json()["data"]
         total = taken = 0
         for node in nodes["summary"]:
             raylet = node["raylet"]
@@ -161,8 +165,10 @@ class JobCluster:
         answer = self.client._do_request("GET", "/api/jobs/", timeout=ANSWER_SECONDS)
         answer.raise_for_status()
         jobs = [job["submission_id"] for job in answer.json() if job["submission_id"] and job["status"] in RUNNING]
-        names = {job.rpartition("-")[0] for job in jobs}  # without the number of the attempt
-        return {bound.run_id for bound in bounds if job_name(bound, root) in names}
+        names = {job.rpartition("-")[0]: job for job in jobs}  # without the number of the attempt
+        found = {bound.run_id: name for bound in bounds if (name := job_name(bound, root)) in names}
+        self.jobs.update(names[name] for name in found.values())
+        return set(found)
 
     def do(self, bound: BoundRun, root: Storage, resources: ResourceSettings, on_message: OnMessage) -> None:
         """See :class:`Cluster`; a job of this run that is still going is found again and waited for."""
@@ -171,24 +177,30 @@ class JobCluster:
         while (found := self._details(f"{name}-{attempt + 1}")) is not None:
             attempt, details = attempt + 1, found
         if details is not None and details.status in RUNNING:
-            on_message(f"found its job {name}-{attempt}, {details.status.value.lower()}", True)
+            job = f"{name}-{attempt}"
+            self.jobs.add(job)
+            on_message(f"found its job {job}, {details.status.value.lower()}", True)
         else:
-            attempt += 1
-            self._submit(f"{name}-{attempt}", bound, root, resources)
-            on_message(f"job {name}-{attempt} submitted", True)
-        self._wait(f"{name}-{attempt}", bound, root, on_message)
+            job = f"{name}-{attempt + 1}"
+            self._submit(job, bound, root, resources)
+            on_message(f"job {job} submitted", True)
+        self._wait(job, bound, root, on_message)
 
     def stop(self) -> None:
-        """See :class:`Cluster`; returns when the jobs have ended, or after STOP_SECONDS."""
+        """See :class:`Cluster`; no job is submitted from now on. Returns when all have ended, or after STOP_SECONDS."""
+        self.is_stopping = True
         deadline = time.monotonic() + STOP_SECONDS
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda name: self._stop(name, deadline), list(self.watched)))
-
-    def _stop(self, name: str, deadline: float) -> None:
-        with suppress(RuntimeError, requests.RequestException):
-            self.client.stop_job(name)
-            while self.client.get_job_status(name) in RUNNING and time.monotonic() < deadline:
+            while self.jobs and time.monotonic() < deadline:
+                list(pool.map(self._stop, list(self.jobs)))
                 time.sleep(0.5)
+
+    def _stop(self, job: str) -> None:
+        """Ask for a job's end; it is ours no more when it has ended."""
+        with suppress(RuntimeError, requests.RequestException):  # not known yet: its submission is on the way
+            self.client.stop_job(job)
+            if self.client.get_job_status(job) not in RUNNING:
+                self.jobs.discard(job)
 
     def _details(self, name: str) -> JobDetails | None:
         """The job of this name; None where there never was one."""
@@ -199,12 +211,17 @@ class JobCluster:
         return JobDetails(**answer.json())
 
     def _submit(self, name: str, bound: BoundRun, root: Storage, resources: ResourceSettings) -> None:
+        begin(bound, root)
         job_file(root, bound.run_id).write_json(
             {"bound": bound.model_dump(mode="json"), "resources": resources.model_dump(mode="json")}
         )
         arguments = shlex.join([json.dumps(root.reference), bound.run_id])
         deadline = time.monotonic() + PATIENCE_SECONDS
+        self.jobs.add(name)  # before it is submitted, so that stop() does not miss it
         while True:
+            if self.is_stopping:
+                self.jobs.discard(name)
+                raise NotConnectedError(f"{name} is not submitted: the flow was cancelled")
             try:
                 self.client.submit_job(
                     entrypoint=f"python -m btinet.cluster.driver {arguments}",
@@ -226,7 +243,6 @@ class JobCluster:
     def _wait(self, name: str, bound: BoundRun, root: Storage, on_message: OnMessage) -> None:
         """Pass on how the job goes, until it ends; look at what it left."""
         told = reached = time.time()
-        self.watched.add(name)
         while True:
             try:
                 details = self._details(name)
@@ -241,7 +257,7 @@ class JobCluster:
                 told = time.time()
                 on_message(message, False)
             time.sleep(POLL_SECONDS)
-        self.watched.discard(name)
+        self.jobs.discard(name)
         if details is not None and details.status == JobStatus.SUCCEEDED and is_finished(bound, root):
             return
         self._explain(name, details, bound, root)
@@ -266,7 +282,7 @@ class JobCluster:
 
 def job_name(bound: BoundRun, root: Storage) -> str:
     """What the jobs of a run are called, before the number of the attempt."""
-    return f"btinet-{bound.run_id}-{json_hash(root.reference)[:6]}"
+    return f"btinet-{bound.run_id}-{json_hash([root.url, (root.endpoint or '').rstrip('/')])[:6]}"
 
 
 def _held(has: dict[str, float], resources: ResourceSettings) -> int:

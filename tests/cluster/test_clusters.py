@@ -150,6 +150,15 @@ def test_job_names(tmp_path: Path) -> None:
     assert len({job_name(bound(), here), job_name(bound(), there), job_name(bound(2), here)}) == 3
 
 
+def test_job_names_of_one_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the region is named, and how the endpoint is written, does not make it another."""
+    name = job_name(bound(), Storage("s3://bucket/prefix", "http://host:9"))
+    assert name == job_name(bound(), Storage("s3://bucket/prefix/", "http://host:9/"))
+    assert name != job_name(bound(), Storage("s3://bucket/prefix"))
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    assert name == job_name(bound(), Storage("s3://bucket/prefix", "http://host:9"))
+
+
 @pytest.mark.parametrize("opening", [open_cluster, ray_session])
 def test_no_cluster_there(opening: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
