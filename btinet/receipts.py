@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import time
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +40,7 @@ class Receipt(Strict):
     environment: dict[str, str]
     finished: str
     wall_seconds: float
+    """A stage's epochs took so long, whichever processes did them; another step took so long from beginning to end."""
 
     def __str__(self) -> str:
         values = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in self.metrics.items()}
@@ -55,7 +55,7 @@ def write_receipt(
     inputs: dict[str, Any],
     outputs: list[Storage],
     metrics: dict[str, float | int | str | None],
-    started: float,
+    seconds: float,
     device: str = "cpu",
 ) -> Receipt:
     """Hash the outputs and write the receipt: the step is finished from here on.
@@ -63,7 +63,7 @@ def write_receipt(
     Args:
         file: where the receipt goes.
         root: storage root, below which the outputs lie.
-        started: ``time.time()`` at the step's start.
+        seconds: what it took.
     """
     receipt = Receipt(
         step=step,
@@ -72,7 +72,7 @@ def write_receipt(
         metrics=metrics,
         environment=environment() | {"device": device},
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        wall_seconds=round(time.time() - started, 3),
+        wall_seconds=round(seconds, 3),
     )
     file.write_json(receipt.model_dump())
     return receipt

@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 from btinet import cli
 from btinet.config import load_experiment
+from btinet.partitions import read_partition
 from btinet.progress import write_failure
 from btinet.status import failure_file, latest_message, run_states, seconds_left
+from btinet.training.outputs import epochs_file, finished_stage
 from tests.training.micro import Bench, finished_bench, settings
 
 
@@ -64,6 +66,14 @@ def test_pace_of_another_experiment(finished: Bench, tmp_path: Path) -> None:
     assert _left(finished, content | {"seeds": [99], "name": "other"}) is not None
     content["image_size"] = 64
     assert _left(finished, content) is None, "images of another size take another time"
+
+
+def test_time_of_a_stage_is_that_of_its_epochs(finished: Bench) -> None:
+    """Those before an interruption included: the history goes on, the process does not."""
+    for stage in (1, 2):
+        seconds = read_partition(epochs_file(finished.root, finished.bound, stage))["seconds"].to_pylist()
+        receipt = finished_stage(finished.bound, stage, finished.root)
+        assert receipt is not None and receipt.wall_seconds == pytest.approx(sum(seconds), abs=1e-3)
 
 
 def _left(finished: Bench, content: dict[str, object]) -> float | None:

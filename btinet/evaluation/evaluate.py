@@ -30,7 +30,7 @@ from btinet.receipts import Receipt, environment, write_receipt
 from btinet.storage import Storage
 from btinet.training.data import SplitData
 from btinet.training.outputs import run_folder
-from btinet.training.stage import load_model
+from btinet.training.stage import load_model, require_stage
 from btinet.training.tasks import Batch
 
 EVALUATED_SPLITS = ("val", "test")
@@ -49,6 +49,8 @@ def evaluate(
     """
     if (done := finished_evaluation(bound, root)) is not None:
         return done
+    for stage in bound.run.stages:  # before any is evaluated
+        require_stage(bound, stage, root)
     started = time.time()
     prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
     split = load_split(root, prepared, bound.run.dataset.split, bound.run.seed)
@@ -79,9 +81,8 @@ def evaluate(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     row = write_run(bound, root, prepared.manifest.classes, headline, environment() | {"device": name})
     receipt = evaluation_receipt_file(root, bound.run_id)
-    return write_receipt(
-        receipt, root, "evaluation", evaluation_inputs(bound, root), [file, images, row], headline, started, name
-    )
+    inputs, outputs, seconds = evaluation_inputs(bound, root), [file, images, row], time.time() - started
+    return write_receipt(receipt, root, "evaluation", inputs, outputs, headline, seconds, name)
 
 
 def _mc_seed(bound: BoundRun, stage: int, split: str, batch: int) -> int:

@@ -107,7 +107,8 @@ def calibrate(stored: StoredRun, device: torch.device, on_batch: OnBatch = lambd
     bound, root = stored.bound, stored.root
     stage = bound.run.stages[-1]
     if stage not in stored.stages:
-        raise InputError(f"{bound.run_id}: stage {stage} is not finished: run `btinet train {bound.run.key}` first")
+        command = f"btinet train {bound.run.key} --stage {stage}"
+        raise InputError(f"{bound.run_id}: stage {stage} is not finished: run `{command}` first")
     weights = [output.sha256 for path, output in stored.stages[stage].outputs.items() if path.endswith("safetensors")]
     inputs: dict[str, Any] = {"run_id": bound.run_id, "weights": weights, "version": VERSION}
     file = run_folder(root, bound.run_id) / "calibration.json"
@@ -124,7 +125,7 @@ def calibrate(stored: StoredRun, device: torch.device, on_batch: OnBatch = lambd
         "test_accuracy": test.accuracy.value if test.accuracy else None,
         "certifying_samples": len(calibrated.calibration.test.mask_score),
     }
-    write_receipt(receipt_file, root, "calibration", inputs, [file], metrics, started, str(device))
+    write_receipt(receipt_file, root, "calibration", inputs, [file], metrics, time.time() - started, str(device))
     return calibrated
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,13 +43,24 @@ def load_model(bound: BoundRun, stage: int, root: Storage, classes: int) -> Meth
     Raises:
         InputError: the stage is not finished, or its weights do not match its receipt.
     """
-    receipt = finished_stage(bound, stage, root)
-    if receipt is None:
-        raise InputError(f"stage {stage} of {bound.run_id} is not finished: run `btinet train {bound.run.key}` first")
+    receipt = require_stage(bound, stage, root)
     model = build(bound.run.method, bound.run.settings.model, classes)
     with tempfile.TemporaryDirectory() as scratch:
         model.load_state_dict(load_file(fetch_output(receipt, root, MODEL_FILE, Path(scratch))))
     return model.eval()
+
+
+def require_stage(bound: BoundRun, stage: int, root: Storage) -> Receipt:
+    """The receipt of a finished stage.
+
+    Raises:
+        InputError: the stage is not finished.
+    """
+    receipt = finished_stage(bound, stage, root)
+    if receipt is None:
+        command = f"btinet train {bound.run.key} --stage {stage}"
+        raise InputError(f"stage {stage} of {bound.run_id} is not finished: run `{command}` first")
+    return receipt
 
 
 def train_stage(
@@ -78,7 +88,6 @@ def train_stage(
         if ranks.is_first:
             checkpoints.remove()  # what ended this stage's process right after the receipt left them
         return done
-    started = time.time()
     settings = bound.run.settings
     if settings.train.batch_size % ranks.size:
         raise InputError(
@@ -126,7 +135,7 @@ def train_stage(
     )
     if not ranks.is_first:
         return None
-    receipt = _publish(bound, stage, root, task, trained, started, device)
+    receipt = _publish(bound, stage, root, task, trained, device)
     checkpoints.remove()
     return receipt
 
@@ -170,7 +179,6 @@ def _publish(
     root: Storage,
     task: Task,
     trained: Trained,
-    started: float,
     device: torch.device,
 ) -> Receipt:
     """Write the best weights as a whole model, the history and the receipt; then the checkpoints have served."""
@@ -196,6 +204,6 @@ def _publish(
             "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
             "trained_parameters": sum(parameter.numel() for parameter in task.trained.parameters()),
         },
-        started,
+        sum(row["seconds"] for row in trained.history),
         torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     )

@@ -238,5 +238,5 @@ def test_finished_stage_is_not_run_again(whole: Bench, stage: int) -> None:
 
 
 def test_stage_2_needs_stage_1(micro: Callable[..., Bench]) -> None:
-    with pytest.raises(InputError, match=rf"stage 1 of .* is not finished: run `btinet train {KEY}` first"):
+    with pytest.raises(InputError, match=rf"stage 1 of .* is not finished: run `btinet train {KEY} --stage 1` first"):
         micro().train(2)
