@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,9 +28,12 @@ from prefect.states import Cancelled, Crashed
 from rich.console import Console
 
 from btinet.cluster.clusters import Cluster
+from btinet.errors import JobError
 
 CANCEL_SECONDS = 5.0
 """How often Prefect is asked for a cancellation."""
+OUTPUT_LINES = 20
+"""Of a Prefect server that ended, to show."""
 LEFT = "terminated; jobs on a cluster go on, and the same command finds them again"
 
 _clusters: list[Cluster] = []
@@ -126,21 +130,33 @@ def prefect_api() -> Iterator[None]:
 
 
 def _start_server() -> subprocess.Popen[bytes]:
-    """Start a Prefect server on a free port of localhost and point this process at it."""
+    """Start a Prefect server on a free port of localhost and point this process at it.
+
+    Raises:
+        JobError: it ended at once.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | {"PREFECT_SERVER_UI_API_URL": url},
-        start_new_session=True,
-        preexec_fn=_end_with_parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while server.poll() is None and not _is_healthy(url):
-        time.sleep(0.2)
+    with tempfile.TemporaryFile() as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ | {"PREFECT_SERVER_UI_API_URL": url},
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        while not _is_healthy(url):
+            if server.poll() is not None:
+                output.seek(0)
+                said = "\n".join(output.read().decode(errors="replace").splitlines()[-OUTPUT_LINES:])
+                raise JobError(
+                    f"the Prefect server ended with status {server.returncode}; run again, or name one that runs in "
+                    f"PREFECT_API_URL. The end of its output:\n{said}"
+                )
+            time.sleep(0.2)
     os.environ["PREFECT_API_URL"] = url
     refresh_global_settings_context()
     return server
