@@ -23,7 +23,7 @@ from btinet.console import bar, console, fail
 from btinet.datasets.prepare import export_store
 from btinet.errors import InputError, JobError, NonFiniteLossError
 from btinet.evaluation.outputs import finished_evaluation
-from btinet.options import DataRoot, Endpoint, StorageUrl, Weights
+from btinet.options import DataRoot, Device, Endpoint, StorageUrl, Weights
 from btinet.partitions import read_partition
 from btinet.progress import Progress, watching
 from btinet.receipts import Receipt
@@ -65,7 +65,6 @@ InProcess = Annotated[
     bool,
     typer.Option("--in-process/--cluster", help="In this plain process, without Ray; or as a Ray job (the default)."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")]
 DEFAULT_EXPERIMENT = Path("params.yaml")
 
 
@@ -244,8 +243,8 @@ def report(
 def main() -> None:
     """Run the command line.
 
-    Bad input, or a path that cannot be used, ends with status 2 and one message, a failed job or a full disk with 1,
-    Ctrl-C with 130.
+    Bad input, a path that cannot be used and storage that is not reached end with status 2 and one message, a failed
+    job or a full disk with 1, Ctrl-C with 130.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
@@ -254,6 +253,8 @@ def main() -> None:
         fail(error, 2)
     except PermissionError as error:
         fail(refused(error), 2)
+    except ConnectionError as error:
+        fail(error, 2)
     except JobError as error:
         fail(error, 1)
     except OSError as error:

@@ -12,15 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from btinet.config import Experiment, load_experiment
+from btinet.options import Endpoint, StorageUrl
 from btinet.status import RunState, run_states, seconds_left, steps
 from btinet.storage import Storage
 
 ExperimentFile = Annotated[str, typer.Argument(help="Experiment file (YAML); examples are in experiments/.")]
-StorageUrl = Annotated[
-    str | None,
-    typer.Option("--storage", envvar="BTINET_STORAGE", help="Where results live: a folder, file://... or s3://..."),
-]
-Endpoint = Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// storage.")]
 
 
 def plan(experiment: ExperimentFile, storage: StorageUrl = None, endpoint: Endpoint = None) -> None:

@@ -12,6 +12,9 @@ from rich.table import Table
 
 from btinet.catalog import StoredRun, find_run, list_runs
 from btinet.console import console
+from btinet.errors import InputError
+from btinet.options import Endpoint, RunStorage
+from btinet.status import SILENT_SECONDS, read_state
 from btinet.storage import Storage
 
 app = typer.Typer(
@@ -22,16 +25,12 @@ app = typer.Typer(
     "(phantom/btinet/full/42) where only one run has it, or its folder.",
 )
 
-StorageUrl = Annotated[
-    str, typer.Option("--storage", envvar="BTINET_STORAGE", help="Where results live: a folder or s3:// URL.")
-]
-Endpoint = Annotated[str | None, typer.Option(help="URL of an S3-compatible server, for s3:// storage.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id, key or folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command("list")
-def list_(storage: StorageUrl = "results", endpoint: Endpoint = None, as_json: AsJson = False) -> None:
+def list_(storage: RunStorage = "results", endpoint: Endpoint = None, as_json: AsJson = False) -> None:
     """List every run: how far it is, and its test IoU (over lesions) and accuracy if it is evaluated."""
     root = Storage(storage, endpoint)
     runs = list_runs(root)
@@ -57,7 +56,7 @@ def list_(storage: StorageUrl = "results", endpoint: Endpoint = None, as_json: A
 
 
 @app.command()
-def show(run: RunName, storage: StorageUrl = "results", endpoint: Endpoint = None, as_json: AsJson = False) -> None:
+def show(run: RunName, storage: RunStorage = "results", endpoint: Endpoint = None, as_json: AsJson = False) -> None:
     """Show one run: what it is, its steps with their metrics and times, its settings, and where its files are."""
     found = find_run(run, Storage(storage, endpoint))
     summary = _summary(found) | {"files": [file.url for file in found.files], "settings": _settings(found)}
@@ -91,7 +90,7 @@ def show(run: RunName, storage: StorageUrl = "results", endpoint: Endpoint = Non
 def compare(
     first: RunName,
     second: RunName,
-    storage: StorageUrl = "results",
+    storage: RunStorage = "results",
     endpoint: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
@@ -122,21 +121,28 @@ def compare(
 @app.command()
 def rm(
     run: RunName,
-    storage: StorageUrl = "results",
+    storage: RunStorage = "results",
     endpoint: Endpoint = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove one run: its folder and its own result files, after asking.
 
-    Prepared datasets, other runs and analyses that already used it stay.
+    Prepared datasets, other runs and analyses that already used it stay. A run that is running is not removed.
     """
     found = find_run(run, Storage(storage, endpoint))
+    if read_state(found.bound, found.root).word == "running":
+        raise InputError(
+            f"{found.bound.run_id} is running: end what trains it; {SILENT_SECONDS:.0f} s after its last progress it "
+            "can be removed"
+        )
     console.print(f"{found.bound.run_id} ({found.status}):", markup=False)
+    folder, *results = found.files
     for file in found.files:
         console.print(f"  {file}", markup=False)
     if not yes and not typer.confirm("Remove these?", err=True):
         raise typer.Exit(1)
-    for file in reversed(found.files):  # the folder last: while it is there, the run can be named again
+    others = [file for file in folder.children() if file.name != "run.json"]
+    for file in (*results, *others, folder):  # run.json last: while it is there, the run can be named again
         file.remove()
     console.print(f"removed {found.bound.run_id}", markup=False)
 

@@ -182,7 +182,7 @@ def _state(run: Run, names: list[str], root: Storage) -> RunState:
     prefix = re.escape(f"{run.key.replace('/', '-')}-{run.preset}-")
     found = _read_all((name for name in names if re.fullmatch(f"{prefix}[0-9a-f]{{10}}", name)), root)
     # evaluation settings are not part of what a run is
-    states = [_read_state(bound.model_copy(update={"run": run}), root) for bound in found if _is_same(bound.run, run)]
+    states = [read_state(bound.model_copy(update={"run": run}), root) for bound in found if _is_same(bound.run, run)]
     return max(states, key=lambda state: state.last_sign, default=RunState(run, None, {}, {}, None))
 
 
@@ -196,7 +196,7 @@ def _is_same(one: Run, other: Run) -> bool:
 def _others(run: Run, names: list[str], root: Storage) -> list[RunState]:
     """Up to LIKE runs of this kind, whatever their experiment, seed and variant."""
     alike = (name for name in names if name.startswith(f"{run.dataset.name}-{run.method}-"))
-    states = (_read_state(bound, root) for bound in _read_all(alike, root) if _kind(bound.run) == _kind(run))
+    states = (read_state(bound, root) for bound in _read_all(alike, root) if _kind(bound.run) == _kind(run))
     return [state for state, _ in zip(states, range(LIKE), strict=False)]
 
 
@@ -212,7 +212,8 @@ def _read_all(names: Iterable[str], root: Storage) -> Iterable[BoundRun]:
             yield bound
 
 
-def _read_state(bound: BoundRun, root: Storage) -> RunState:
+def read_state(bound: BoundRun, root: Storage) -> RunState:
+    """Where a run is."""
     receipts = {step: finished_step(bound, step, root) for step in steps(bound.run)}
     contents = {step: read_progress(progress_file(root, bound.run_id, step)) for step in steps(bound.run)}
     return RunState(

@@ -214,11 +214,37 @@ class TestFaults:
     def test_stages_in_order(self, fault: Callable[..., str], micro: Bench) -> None:
         run_id = micro.bound.run_id
         message = fault("train", KEY, "--stage", "2", "-e", str(micro.file), "--in-process")
-        assert message == f"stage 1 of {run_id} is not finished: run `btinet train {KEY}` first"
+        assert message == f"stage 1 of {run_id} is not finished: run `btinet train {KEY} --stage 1` first"
         message = fault("evaluate", KEY, "-e", str(micro.file), "--in-process")
-        assert message == f"stage 1 of {run_id} is not finished: run `btinet train {KEY}` first"
+        assert message == f"stage 1 of {run_id} is not finished: run `btinet train {KEY} --stage 1` first"
         message = fault("analyse", "-e", str(micro.file))
         assert message == f"not evaluated yet: {KEY}; run `btinet evaluate RUN` for each"
+
+    def test_evaluation_needs_every_stage(self, fault: Callable[..., str], finished: Bench) -> None:
+        """It says so before it evaluates any."""
+        (finished.folder(2) / "receipt.json").unlink()
+        folder = finished.folder(2).parent
+        for name in ("evaluation.json", "evaluation-progress.json"):
+            (folder / name).unlink()
+        message = fault("evaluate", KEY, "-e", str(finished.file), "--in-process")
+        assert message.endswith(f"is not finished: run `btinet train {KEY} --stage 2` first")
+        assert not (folder / "evaluation-progress.json").exists()
+
+    @pytest.mark.parametrize("command", ["plan", "status", "runs list", "report"])
+    def test_storage_without_credentials(
+        self, fault: Callable[..., str], file: Callable[..., str], tmp_path: Path, command: str
+    ) -> None:
+        arguments = [file()] if command in ("plan", "status") else []
+        arguments += ["--output", str(tmp_path / "report"), "--results"] if command == "report" else ["--storage"]
+        message = fault(*command.split(), *arguments, "s3://bucket/prefix")
+        assert message.startswith("the storage is not reached: Unable to locate credentials; check the bucket's name")
+
+    def test_experiment_that_cannot_be_read(self, fault: Callable[..., str], tmp_path: Path) -> None:
+        message = fault("plan", str(tmp_path))
+        assert message.startswith(f"{tmp_path}: cannot be read as YAML in UTF-8: ")
+        latin = tmp_path / "latin.yaml"
+        latin.write_bytes("name: é".encode("latin-1"))
+        assert fault("plan", str(latin)).startswith(f"{latin}: cannot be read as YAML in UTF-8: ")
 
     def test_storage_that_cannot_be_written(self, fault: Callable[..., str], micro: Bench, tmp_path: Path) -> None:
         blocked = tmp_path / "blocked"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from btinet import cli
+from btinet.errors import InputError
+from btinet.storage import Storage
 from tests.training.micro import KEY, Bench, files, finished_bench, one_thread  # noqa: F401
 
 
@@ -83,6 +86,35 @@ def test_rm(finished: Bench, options: tuple[str, ...], keys: str) -> None:
     assert not [name for name in left if finished.bound.run_id in name]
     assert any(name.startswith("datasets/") for name in left)
     assert (root / "runs/neighbour/run.json").exists()
+
+
+def test_rm_interrupted(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run can be named again until nothing of it is left."""
+    for file in finished.root.find("progress.json"):
+        file.write_json(file.read_json() | {"time": time.time() - 1000})
+    remove, left = Storage.remove, [3, 2, 100]
+
+    def interrupted(file: Storage) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        remove(file)
+
+    monkeypatch.setattr(Storage, "remove", interrupted)
+    for status in (130, 130, 0):
+        said(finished, "runs", "rm", KEY, "--yes", status=status)
+        left.pop(0)
+    assert not [name for name in files(Path(finished.root.path)) if finished.bound.run_id in name]
+
+
+def test_rm_of_a_run_that_is_running(finished: Bench) -> None:
+    (finished.folder(2) / "receipt.json").unlink()
+    file = Storage(str(finished.folder(2) / "progress.json"))
+    file.write_json(file.read_json() | {"time": time.time()})
+    before = files(Path(finished.root.path))
+    result = CliRunner().invoke(cli.app, ["runs", "rm", KEY, "--storage", finished.root.url, "--yes"])
+    assert isinstance(result.exception, InputError) and "is running: end what trains it" in str(result.exception)
+    assert files(Path(finished.root.path)) == before
 
 
 def test_data_list(finished: Bench) -> None:

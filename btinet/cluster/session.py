@@ -22,8 +22,6 @@ class Session(NamedTuple):
     """A live connection to Ray."""
 
     dashboard_url: str | None
-    cpus: float
-    gpus: float
 
 
 class Models(NamedTuple):
@@ -81,8 +79,6 @@ def ray_session() -> Iterator[Session]:
                 "unset RAY_ADDRESS to use this machine"
             ) from error
         try:
-            total = ray.cluster_resources()
-            url = f"http://{context.dashboard_url}" if context.dashboard_url else None
-            yield Session(url, total.get("CPU", 0), total.get("GPU", 0))
+            yield Session(f"http://{context.dashboard_url}" if context.dashboard_url else None)
         finally:
             ray.shutdown()
