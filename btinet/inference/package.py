@@ -1,14 +1,15 @@
 """The model package: one folder with all that prediction needs, checked when it is loaded.
 
 ``model.safetensors``, ``package.json`` (what it is and how images are prepared), ``calibration.json``,
-``MODEL_CARD.md``, perhaps ``model.onnx``; and ``SHA256SUMS`` over all of them, written last, which ``sha256sum -c``
-reads.
+``MODEL_CARD.md``, perhaps ``model.onnx``; and ``SHA256SUMS`` over all of them, which ``sha256sum -c`` reads. It is made
+beside its place and renamed, so that it is there whole or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from btinet.datasets.prepared import read_manifest, store_folder
 from btinet.errors import InputError
 from btinet.inference.calibrate import Calibrated, calibrate, read_calibrated
 from btinet.inference.card import model_card
+from btinet.inference.onnx_file import check_onnx, write_onnx
 from btinet.models.method import Method
 from btinet.models.registry import build
 from btinet.progress import OnBatch
@@ -40,7 +42,7 @@ ONNX_FILE = "model.onnx"
 SUMS_FILE = "SHA256SUMS"
 
 PREPROCESSING = (
-    "decode as 8-bit RGB (grey repeated, transparency dropped; an image that EXIF says to turn is refused)",
+    "decode as 8-bit RGB (grey repeated, transparency dropped, turned as the EXIF orientation says)",
     "resize to image_size x image_size, aspect not kept, bilinear without antialiasing, half-pixel centres, rounded",
     "the model's input is uint8 RGB [B, S, S, 3]; it scales and normalises itself",
     "the lesion probability is resized to the image's own size, bilinear, and is lesion where it is at least 0.5",
@@ -87,13 +89,18 @@ def export(
     onnx: bool = False,
     on_batch: OnBatch = lambda done, total: None,
 ) -> PackageInfo:
-    """Write a trained run's package into ``target``, a new or empty folder or one with an earlier package.
+    """Write a trained run's package as ``target``, a new or empty folder or one with an earlier package.
 
     Raises:
-        InputError: the run is not trained, or ``target`` holds something else.
+        InputError: the run is not trained, ``target`` holds something else, or the method has no ONNX file.
     """
-    if target.is_dir() and any(target.iterdir()) and not (target / SUMS_FILE).exists():
+    target = target.resolve()
+    if target.exists() and (not target.is_dir() or target.is_mount()):
+        raise InputError(f"{target}: is a file or a disk, which a folder cannot replace: name a new folder")
+    if target.exists() and any(target.iterdir()) and not (target / SUMS_FILE).exists():
         raise InputError(f"{target}: is not empty and holds no package: name a new folder")
+    if onnx:
+        check_onnx()
     calibrated = calibrate(stored, device, on_batch)
     bound = stored.bound
     run, stage = bound.run, bound.run.stages[-1]
@@ -118,21 +125,22 @@ def export(
         trained=receipt.finished,
         environment=receipt.environment,
     )
-    target.mkdir(parents=True, exist_ok=True)
-    (target / SUMS_FILE).unlink(missing_ok=True)  # until the new one is there, there is no package
-    (target / ONNX_FILE).unlink(missing_ok=True)
-    fetch_output(receipt, stored.root, MODEL_FILE, target)
-    here = Storage(str(target))
-    (here / INFO_FILE).write_json(info.model_dump(mode="json"))
-    (here / CALIBRATION_FILE).write_json(calibrated.model_dump(mode="json"))
-    (here / CARD_FILE).write_text(model_card(info, calibrated))
-    names = [MODEL_FILE, INFO_FILE, CALIBRATION_FILE, CARD_FILE]
-    if onnx:
-        from btinet.inference.onnx_file import write_onnx
-
-        write_onnx(_model(info, target), info.image_size, target / ONNX_FILE)
-        names.append(ONNX_FILE)
-    (here / SUMS_FILE).write_text("".join(f"{file_sha256(target / name)}  {name}\n" for name in sorted(names)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        made = Path(scratch) / "package"
+        made.mkdir()
+        fetch_output(receipt, stored.root, MODEL_FILE, made)
+        here = Storage(str(made))
+        (here / INFO_FILE).write_json(info.model_dump(mode="json"))
+        (here / CALIBRATION_FILE).write_json(calibrated.model_dump(mode="json"))
+        (here / CARD_FILE).write_text(model_card(info, calibrated))
+        if onnx:
+            write_onnx(_model(info, made), info.image_size, made / ONNX_FILE)
+        sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(made.iterdir())]
+        (here / SUMS_FILE).write_text("".join(sums))
+        if target.exists():
+            target.rename(Path(scratch) / "earlier")
+        made.rename(target)
     return info
 
 
@@ -148,16 +156,17 @@ def open_package(
         InputError: there is no such thing, or it is damaged or newer than this version.
     """
     place = Storage(reference, root.endpoint)
-    if (place / SUMS_FILE).exists():
+    if _is_package(place):
         return load_package(place)
     stored = find_run(reference, root)
     weights = "".join(output.sha256 for stage in stored.stages.values() for output in stage.outputs.values())
     calibration = calibrate(stored, device, on_batch).model_dump_json()
-    key = hashlib.sha256(f"{FORMAT} {stored.root.url} {weights} {calibration}".encode()).hexdigest()[:10]
+    contents = f"{FORMAT} {PREPROCESSING} {stored.root.url} {weights} {calibration}"
+    key = hashlib.sha256(contents.encode()).hexdigest()[:10]
     folder = cache_folder() / "packages" / f"{stored.bound.run_id}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not (folder / SUMS_FILE).exists():
+        if not folder.exists():
             export(stored, folder, device)
     return load_package(Storage(str(folder)))
 
@@ -165,10 +174,18 @@ def open_package(
 def lasting_url(reference: str, root: Storage) -> str:
     """The URL of what :func:`open_package` opens by this reference: of a package, or of a run's folder."""
     place = Storage(reference, root.endpoint)
-    if (place / SUMS_FILE).exists():
+    if _is_package(place):
         return place.url
     stored = find_run(reference, root)
     return run_folder(stored.root, stored.bound.run_id).url
+
+
+def _is_package(place: Storage) -> bool:
+    if not (place / SUMS_FILE).exists() and (place / INFO_FILE).exists():
+        raise InputError(
+            f"{place}: a package without its {SUMS_FILE}: copy it again, all of it, or export the run again"
+        )
+    return (place / SUMS_FILE).exists()
 
 
 def load_package(place: Storage) -> Package:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,13 +16,16 @@ import pytest
 import torch
 
 from btinet.catalog import find_run
+from btinet.config import PRESETS, ModelSettings
 from btinet.errors import InputError
 from btinet.evaluation.evaluate import evaluate
 from btinet.evaluation.outputs import predictions_file
 from btinet.inference.images import Opened, find_images, open_image
+from btinet.inference.onnx_file import write_onnx
 from btinet.inference.package import export, load_package, open_package
 from btinet.inference.predictor import Predictor, Prepared
 from btinet.inference.single_pass import SinglePass
+from btinet.models.registry import build
 from btinet.storage import Storage
 from tests.training.micro import KEY, Bench, bench
 
@@ -113,6 +117,49 @@ def test_path_in_checksums(copy: Path) -> None:
         loaded(copy)
 
 
+def test_without_checksums(copy: Path, micro: Bench) -> None:
+    """Half of it was copied."""
+    (copy / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match="a package without its SHA256SUMS: copy it again"):
+        open_package(str(copy), micro.root, CPU)
+
+
+def fail(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_interrupted_export(micro: Bench, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves nothing, a package that was there as it was, and the cache ready for the next try."""
+    monkeypatch.setenv("BTINET_CACHE", str(tmp_path / "cache"))
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("btinet.inference.package.model_card", fail)
+        for target in (copy, tmp_path / "new"):
+            with pytest.raises(KeyboardInterrupt):
+                export(find_run(KEY, micro.root), target, CPU)
+        with pytest.raises(KeyboardInterrupt):
+            open_package(KEY, micro.root, CPU)
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+    assert {file.name for file in tmp_path.iterdir()} == {"cache", "copy"}
+    assert open_package(KEY, micro.root, CPU).info == export(find_run(KEY, micro.root), copy, CPU)
+    loaded(copy)
+
+
+def test_target_that_is_a_file(micro: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before anything is computed."""
+    monkeypatch.setattr("btinet.inference.package.calibrate", fail)
+    (tmp_path / "p").touch()
+    with pytest.raises(InputError, match="p: is a file or a disk, which a folder cannot replace: name a new folder"):
+        export(find_run(KEY, micro.root), tmp_path / "p", CPU)
+
+
+def test_onnx_is_not_installed(micro: Bench, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match="--onnx needs onnx and onnxscript"):
+        export(find_run(KEY, micro.root), copy, CPU, onnx=True)
+    loaded(copy)
+
+
 def test_target_that_holds_something_else(micro: Bench, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="is not empty and holds no package"):
@@ -125,6 +172,29 @@ def with_onnx(micro: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx") / "p"
     export(find_run(KEY, micro.root), folder, CPU, onnx=True)
     return folder
+
+
+def written(method: str, file: Path) -> SinglePass:
+    """An untrained model, and its ONNX file."""
+    model = build(method, ModelSettings.model_validate(PRESETS["tiny"]["model"]), 3).eval()
+    write_onnx(model, 64, file)
+    return SinglePass(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["invpt", "mtanet", "taskprompter"])
+def test_onnx_of_any_number_of_images(tmp_path: Path, method: str) -> None:
+    """In these methods attention makes it easy to write down the number that is exported with."""
+    network = written(method, tmp_path / "model.onnx")
+    check_session(network, tmp_path / "model.onnx", torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dynashare", "missformer"])
+def test_method_without_onnx(tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="cannot be exported to ONNX"):
+        written(method, tmp_path / "model.onnx")
+    assert len(capfd.readouterr().err.splitlines()) < 10
 
 
 @pytest.mark.slow
@@ -175,13 +245,17 @@ def test_onnx_parity_on_real_images(with_onnx: Path, shared: Path, tmp_path: Pat
 
 
 def check_parity(package: Path, images: torch.Tensor) -> None:
-    network = SinglePass(load_package(Storage(str(package))).model)
+    names = check_session(SinglePass(load_package(Storage(str(package))).model), package / "model.onnx", images)
+    assert {"mask_probability", "class_probability", "w_seg", "w_clf", "align"} <= names
+
+
+def check_session(network: SinglePass, file: Path, images: torch.Tensor) -> set[str]:
     with torch.no_grad():
         expected = network(images)
-    session = onnxruntime.InferenceSession(str(package / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     assert names == list(expected)
-    assert {"mask_probability", "class_probability", "w_seg", "w_clf", "align"} <= set(names)
     for name, found in zip(names, session.run(names, {"images": images.numpy()}), strict=True):
         assert found.shape == tuple(expected[name].shape)
         np.testing.assert_allclose(found, expected[name].numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+    return set(names)

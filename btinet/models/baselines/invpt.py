@@ -171,11 +171,11 @@ class CrossTaskAttention(nn.Module):
         values = _tokens(self.value(self.pool(x)))
         attended = scores.softmax(-1) @ values  # [B, heads, T*hq*wq, C/heads]
         height, width = x.shape[2] // 2, x.shape[3] // 2
-        maps = attended.transpose(1, 2).reshape(len(x), height * width, -1).mT.unflatten(2, (height, width))
+        maps = attended.transpose(1, 2).reshape(x.shape[0], height * width, -1).mT.unflatten(2, (height, width))
         return self.proj(upsample(maps, 2)), scores
 
 
 def _tokens(x: Tensor) -> Tensor:
     """[B*T, C, h, w] -> [B, heads, T*h*w, C/heads]"""
-    tokens = x.flatten(2).mT.reshape(len(x) // len(TASKS), -1, HEADS, x.shape[1] // HEADS)
+    tokens = x.flatten(2).mT.reshape(x.shape[0] // len(TASKS), -1, HEADS, x.shape[1] // HEADS)
     return tokens.transpose(1, 2)

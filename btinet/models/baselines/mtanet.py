@@ -169,7 +169,7 @@ class AttentionBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x4 [B, 512, H, W] -> class logits [B, K]."""
         image = torch.relu(self.image[0](x.mean((2, 3))))
-        clinical = torch.relu(self.no_clinical).expand(len(image), -1)
+        clinical = torch.relu(self.no_clinical).expand(image.shape[0], -1)
         for to_image, to_clinical in zip(self.image[1:], self.clinical, strict=True):
             shared = (image[:, -SHARED:] + clinical[:, -SHARED:]) / 2
             image = torch.relu(to_image(torch.cat([image[:, :-SHARED], shared], 1)))

@@ -107,7 +107,7 @@ class TaskPrompter(Method):
         height, width = patches.shape[2:]
         positions = resample_abs_pos_embed_nhwc(self.positions, [height, width]).flatten(1, 2)
         x = patches.flatten(2).mT + positions  # [B, H*W, 768]
-        prompts = self.prompts.repeat(len(x), 1, 1)
+        prompts = self.prompts.repeat(x.shape[0], 1, 1)
 
         total: Tensor | None = None
         interval = len(self.layers) // LEVELS
