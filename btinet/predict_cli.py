@@ -85,11 +85,11 @@ def predict(
     from btinet.calibration.reliability import certify
     from btinet.inference.images import BadImage, find_images
     from btinet.inference.package import open_package
-    from btinet.inference.predict import FAILED_FILE, TABLE, Options, predict_rows, write_tables
+    from btinet.inference.predict import FAILED_FILE, MASKS, OVERLAYS, TABLE, Options, predict_rows, write_tables
     from btinet.models.place import device_named
 
     target = Storage(out, endpoint)
-    sources = find_images(images, endpoint)
+    sources = find_images(images, endpoint, results=[target / MASKS, target / OVERLAYS])
     target.check_writable()
     chosen = device_named(device)
     with bar("calibrating") as show:
@@ -119,7 +119,8 @@ def predict(
     reliable = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     speed = f"{seconds:.1f} s ({len(sources) / seconds:.1f} images/s)"
     console.print(f"{sum(counts.values()):,} images in {speed}: reliable {reliable}")
-    console.print(f"table {target / f'{TABLE}.parquet'}", markup=False)
+    if any(counts.values()):
+        console.print(f"table {target / f'{TABLE}.parquet'}", markup=False)
     if bad:
         console.print(f"{bad:,} could not be read and were skipped: {target / FAILED_FILE}", markup=False)
         raise typer.Exit(3)

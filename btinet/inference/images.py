@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from btinet.datasets.files import IMAGE_SUFFIXES, decode_rgb, read_content, shown
+from btinet.datasets.files import IMAGE_SUFFIXES, read_content, shown
 from btinet.datasets.prepare import resize_image
 from btinet.datasets.sample import Check, SampleError
 from btinet.errors import InputError
@@ -20,6 +21,10 @@ from btinet.storage import Storage
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)
 GLOB = "*?["
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+"""Pillow's names of what is decoded; by itself it opens many more kinds, some of which start other programs."""
+DEEP = ";16"
+"""How Pillow says of colour channels in a file that they have 16 bits; it keeps the upper 8."""
 
 PREVIEW = 1024
 """Longest side of the copy that overlays are drawn on, in pixels: what is kept of a large image is small."""
@@ -49,44 +54,65 @@ class BadImage(NamedTuple):
     reason: str
 
 
-def find_images(given: Iterable[str], endpoint: str | None = None) -> list[Source]:
+def find_images(given: Iterable[str], endpoint: str | None = None, results: Sequence[Storage] = ()) -> list[Source]:
     """The images that files, folders (at any depth), globs and s3:// URLs name, in that order.
 
     A file that is named itself is taken whatever its suffix; in folders and globs those of SUFFIXES are.
+
+    Args:
+        results: folders that predictions are written to: what folders and globs find there is left out.
 
     Raises:
         InputError: a folder or glob holds no image.
     """
     sources: list[Source] = []
-    taken: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    taken: set[str] = set()
+    written = tuple(f"{folder.url}/" for folder in results)
+
+    def is_meant(file: Storage) -> bool:
+        return file.name.lower().endswith(SUFFIXES) and not file.url.startswith(written)
+
     for text in given:
         place = Storage(text, endpoint)
         if any(character in text for character in GLOB) and not place.exists():
-            files = [
-                Storage(f"{place.protocol}://{path}", place.endpoint) for path in sorted(place.fs.glob(place.path))
-            ]
-            named = [(file, file.name) for file in files if file.name.lower().endswith(SUFFIXES)]
+            paths = sorted(place.fs.glob(_pattern(place), withdirs=False))
+            files = [Storage(f"{place.protocol}://{path}", place.endpoint) for path in paths]
+            named = [(file, file.name) for file in files if is_meant(file)]
         elif place.exists() and place.fs.isdir(place.path):
-            files = [file for file in place.find("") if file.name.lower().endswith(SUFFIXES)]
+            files = [file for file in place.find("") if is_meant(file)]
             named = [(file, file.path.removeprefix(place.path).lstrip("/")) for file in files]
         else:
             named = [(place, place.name)]
         if not named:
             raise InputError(f"{text}: no image there; looked for {', '.join(SUFFIXES)}")
         for file, relative in named:
-            stem = relative.rpartition(".")[0] or relative
-            taken[stem] = number = taken.get(stem, 0) + 1
-            sources.append(Source(file, stem if number == 1 else f"{stem}-{number}"))
+            name = stem = relative.rpartition(".")[0] or relative
+            while name in taken:
+                numbers[stem] = number = numbers.get(stem, 1) + 1
+                name = f"{stem}-{number}"
+            taken.add(name)
+            sources.append(Source(file, name))
     return sources
+
+
+def _pattern(place: Storage) -> str:
+    """A glob's path; folders in front that are there under just this name are no patterns, whatever is in it."""
+    parts = place.path.split("/")
+    count = next(n for n in range(len(parts) - 1, -1, -1) if n < 2 or place.fs.exists("/".join(parts[:n])))
+    return "/".join([*map(glob.escape, parts[:count]), *parts[count:]])
 
 
 def open_image(source: Source, size: int) -> Opened | BadImage:
     """Decode an image and resize it to the model's [size, size], exactly as a dataset is prepared."""
     place = shown(source.file)
     try:
+        source.file.path.encode()  # as the tables that it goes into
         content = read_content(source.file)
-        decode = decode_dicom if _is_dicom(source.file.name, content) else decode_rgb
+        decode = decode_dicom if _is_dicom(source.file.name, content) else decode_image
         return Opened(source, *prepare_image(decode(content, place), size))
+    except UnicodeEncodeError:
+        return BadImage(source, "its name is not UTF-8: rename it")
     except InputError as error:
         return BadImage(source, str(error).removeprefix(f"{place}: "))
 
@@ -110,16 +136,43 @@ def has_dicom_prefix(content: bytes) -> bool:
     return content[128:132] == b"DICM"
 
 
-def read_dicom(file: Storage) -> NDArray[np.uint8]:
-    """As :func:`decode_dicom`, of a file."""
-    return decode_dicom(read_content(file), shown(file))
+def decode_image(
+    content: bytes, place: str, check: Callable[[Image.Image], None] = lambda image: None
+) -> NDArray[np.uint8]:
+    """Decode a file's content, an image of FORMATS of any 8-bit mode, as RGB [H, W, 3]; messages call it ``place``.
+
+    It is turned as its EXIF orientation says, as a viewer shows it; transparency is dropped.
+
+    Args:
+        check: is shown the image before its pixels are read.
+
+    Raises:
+        SampleError: it is no such image.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            check(image)
+            if image.mode.startswith(("I", "F")) or DEEP in str(image.tile[:1]):  # else clipped or cut silently
+                raise SampleError(
+                    Check.UNREADABLE, place, "more than 8 bits a channel are not supported: save it with 8"
+                )
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        message = f"is not an image of these kinds: {', '.join(FORMATS)}, DICOM: get this file again"
+        raise SampleError(Check.UNREADABLE, place, message) from error
+    # Pillow reports broken files as any of these, by format and by where the fault lies
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SampleError(Check.UNREADABLE, place, f"cannot be decoded ({error}): get this file again") from error
 
 
 def decode_dicom(content: bytes, place: str) -> NDArray[np.uint8]:
     """Decode a file's content, a single-frame DICOM image, as RGB [H, W, 3]; messages call it ``place``.
 
-    Stored values are rescaled, windowed (VOI LUT) and, for MONOCHROME1, inverted, as a viewer shows them. Without a
-    window 8-bit values are taken as they are, and deeper ones from their minimum to their maximum.
+    Stored values are rescaled, windowed (VOI LUT) and, for MONOCHROME1, inverted, as a viewer shows them; indices into
+    a palette become its colours. Without a window 8-bit values are taken as they are, and deeper ones from their
+    minimum to their maximum.
 
     Raises:
         SampleError: it is not DICOM, of several frames, or its compression cannot be decoded.
@@ -127,7 +180,7 @@ def decode_dicom(content: bytes, place: str) -> NDArray[np.uint8]:
     """
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
     except ImportError as error:
         raise InputError("reading DICOM needs pydicom: pip install 'btinet[dicom]'") from error
 
@@ -139,6 +192,9 @@ def decode_dicom(content: bytes, place: str) -> NDArray[np.uint8]:
         if (frames := int(elements.get("NumberOfFrames") or 1)) > 1:
             raise fault(Check.UNREADABLE, f"has {frames} frames: save the one that is meant as a single-frame file")
         pixels = elements.pixel_array  # of YBR images pydicom makes RGB
+        if elements.PhotometricInterpretation == "PALETTE COLOR":
+            colours = apply_color_lut(pixels, elements)
+            return _stretched(colours, 0, np.iinfo(colours.dtype).max)
         if elements.SamplesPerPixel == 3:
             return np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else _stretched(pixels))
         values = apply_voi_lut(apply_modality_lut(pixels, elements), elements)
@@ -158,7 +214,8 @@ def _shown_range(content: Any) -> tuple[float, float] | None:
     """The values that are black and white after modality and VOI LUT; None: their own extremes."""
     if lut := content.get("VOILUTSequence"):
         return 0, 2 ** lut[0].LUTDescriptor[2] - 1
-    if "WindowCenter" not in content and content.BitsStored > 8:
+    has_window = None not in (content.get("WindowCenter"), content.get("WindowWidth"))
+    if not has_window and content.BitsStored > 8:
         return None
     if lut := content.get("ModalityLUTSequence"):
         return 0, 2 ** lut[0].LUTDescriptor[2] - 1

@@ -33,6 +33,8 @@ from btinet.storage import Storage
 ROW_GROUP = 1024
 """Rows of the table that are held before they are written."""
 
+MASKS = "masks"
+OVERLAYS = "overlays"
 TABLE = "predictions"
 FAILED_FILE = "failed.csv"
 
@@ -188,14 +190,14 @@ def _write_failed(failed: list[BadImage], target: Storage) -> None:
 def _write(judged: Judged, package: Package, target: Storage, with_overlay: bool) -> Row:
     opened, prediction, reliable, reason = judged
     mask = own_size(prediction.probability, opened.prepared.width, opened.prepared.height)
-    paths = {"mask": f"masks/{opened.source.name}.png"}
+    paths = {"mask": f"{MASKS}/{opened.source.name}.png"}
     (target / paths["mask"]).write_bytes(encoded(Image.fromarray(mask), "PNG"))
     row = {"image": shown(opened.source.file)} | summary(package, mask, prediction, reliable, reason)
     caption = f"reliable: {reliable}"
     if "class" in row:
         caption = f"{row['class']} {prediction.numbers['confidence']:.2f}, {caption}"
     if with_overlay:
-        paths["overlay"] = f"overlays/{opened.source.name}.jpg"
+        paths["overlay"] = f"{OVERLAYS}/{opened.source.name}.jpg"
         picture = draw_overlay(opened.preview, prediction.probability, reliable, caption)
         (target / paths["overlay"]).write_bytes(encoded(picture, "JPEG"))
     distance = package.calibrated.distribution.distance(prediction.numbers | prediction.statistics)

@@ -55,13 +55,13 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, images: list[Prepared], seed: int = 0) -> list[Prediction]:
-        """Predict a batch; ``seed`` is of its Monte Carlo dropout."""
+        """Predict a batch; ``seed`` is of its Monte Carlo dropout, and of a gate that is random."""
+        torch.manual_seed(seed)
         pixels = torch.from_numpy(np.stack([image.pixels for image in images])).to(self.device)
         features = self.network.features(pixels)
         outputs = self.network.outputs(self.network.model.output(features))
         rows = numbers(outputs, self.classes)
         if self.mc_passes:
-            torch.manual_seed(seed)
             no_truth = torch.zeros_like(outputs["mask_probability"])[:, None]
             for row, more in zip(rows, self._mc_rows(features, no_truth), strict=True):
                 row |= more

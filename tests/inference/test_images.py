@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from btinet.datasets.prepare import resize_image
 from btinet.errors import InputError
-from btinet.inference.images import BadImage, Opened, Source, find_images, open_image, read_dicom
+from btinet.inference.images import BadImage, Opened, Source, decode_dicom, find_images, open_image
 from btinet.storage import Storage
 
 
@@ -41,6 +43,10 @@ def write_dicom(file: Path, pixels: np.ndarray, **fields: Any) -> Path:
     data.PixelData = pixels.tobytes()
     pydicom.dcmwrite(file, data, enforce_file_format=True)
     return file
+
+
+def decoded(file: Path) -> np.ndarray:
+    return decode_dicom(file.read_bytes(), str(file))
 
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -72,23 +78,42 @@ class TestDicom:
         ids=["8-bit", "monochrome1", "16-bit", "window", "rescaled-window-inverted"],
     )
     def test_grey(self, tmp_path: Path, pixels: np.ndarray, fields: dict[str, Any], expected: Any) -> None:
-        image = read_dicom(Storage(str(write_dicom(tmp_path / "i.dcm", pixels, **fields))))
+        image = decoded(write_dicom(tmp_path / "i.dcm", pixels, **fields))
         assert image.shape == (*pixels.shape, 3)
         np.testing.assert_allclose(image[:, :, 1], expected, atol=1)
 
     def test_rgb(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
-        assert (read_dicom(Storage(str(write_dicom(tmp_path / "i.dcm", pixels)))) == pixels).all()
+        assert (decoded(write_dicom(tmp_path / "i.dcm", pixels)) == pixels).all()
+
+    @pytest.mark.parametrize("bits", [8, 16])
+    def test_palette(self, tmp_path: Path, bits: int) -> None:
+        """Its colours, not the indices."""
+        colours = np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0], [128, 128, 128]], np.uint8)
+        fields: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+        for name, values in zip(("Red", "Green", "Blue"), colours.T, strict=True):
+            fields[f"{name}PaletteColorLookupTableDescriptor"] = [4, 0, bits]
+            table = values.tobytes() if bits == 8 else (values.astype(np.uint16) * 257).tobytes()
+            fields[f"{name}PaletteColorLookupTableData"] = table
+        indices = np.array([[0, 1], [2, 3]], np.uint8)
+        assert (decoded(write_dicom(tmp_path / "i.dcm", indices, **fields)) == colours[indices]).all()
+
+    @pytest.mark.parametrize("window", [{"WindowCenter": None, "WindowWidth": None}, {"WindowCenter": 150}])
+    def test_no_whole_window(self, tmp_path: Path, window: dict[str, Any]) -> None:
+        """As without one: from the least value to the largest."""
+        pixels = np.array([[100, 200], [150, 100]], np.uint16)
+        image = decoded(write_dicom(tmp_path / "i.dcm", pixels, **window))
+        assert image[:, :, 0].tolist() == [[0, 255], [128, 0]]
 
     def test_several_frames(self, tmp_path: Path) -> None:
         file = write_dicom(tmp_path / "i.dcm", np.zeros((3, 8, 8, 3), np.uint8))
         with pytest.raises(InputError, match="has 3 frames: save the one that is meant"):
-            read_dicom(Storage(str(file)))
+            decoded(file)
 
     def test_not_dicom(self, tmp_path: Path) -> None:
         (tmp_path / "i.dcm").write_bytes(b"something else")
         with pytest.raises(InputError, match="cannot be decoded as DICOM"):
-            read_dicom(Storage(str(tmp_path / "i.dcm")))
+            decoded(tmp_path / "i.dcm")
 
     def test_without_suffix(self, tmp_path: Path) -> None:
         file = write_dicom(tmp_path / "IM0001", RAMP)
@@ -110,6 +135,42 @@ def test_as_datasets_are_prepared(tmp_path: Path, suffix: str, mode: str) -> Non
     with Image.open(file) as again:
         assert (opened.prepared.pixels == resize_image(np.asarray(again.convert("RGB")), 32)).all()
     assert (opened.prepared.width, opened.prepared.height) == (50, 30)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_turned(tmp_path: Path, suffix: str) -> None:
+    """As its EXIF orientation says, whatever the kind."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, 16:] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned right by a quarter
+    Image.fromarray(pixels).save(tmp_path / f"i.{suffix}", exif=exif)
+    opened = open_image(Source(Storage(str(tmp_path / f"i.{suffix}")), "i"), 32)
+    assert isinstance(opened, Opened)
+    assert (opened.prepared.width, opened.prepared.height) == (16, 32)
+    assert opened.preview[:15].max() < 10 and opened.preview[17:].min() > 245
+
+
+def test_other_kind(tmp_path: Path) -> None:
+    """Pillow is asked for the kinds that are documented and no other, whatever the file is called."""
+    Image.new("L", (8, 8)).save(tmp_path / "i.png", "GIF")
+    bad = open_image(Source(Storage(str(tmp_path / "i.png")), "i"), 32)
+    assert isinstance(bad, BadImage) and "is not an image of these kinds: PNG, JPEG" in bad.reason
+
+
+def test_deep_image(tmp_path: Path) -> None:
+    """More than 8 bits a channel are not cut."""
+    cv2.imwrite(str(tmp_path / "i.png"), np.zeros((8, 8, 3), np.uint16))
+    bad = open_image(Source(Storage(str(tmp_path / "i.png")), "i"), 32)
+    assert isinstance(bad, BadImage) and "more than 8 bits a channel" in bad.reason
+
+
+def test_name_that_is_not_utf8(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/scan_\xe9.png"))
+    Image.new("RGB", (8, 8)).save(file)
+    (source,) = find_images([str(tmp_path)])
+    bad = open_image(source, 32)
+    assert isinstance(bad, BadImage) and bad.reason == "its name is not UTF-8: rename it"
 
 
 def test_large_image_is_kept_small(tmp_path: Path) -> None:
@@ -145,6 +206,25 @@ class TestFind:
     def test_glob_file_and_url(self, folder: Path) -> None:
         assert self.names(f"{folder}/*/1.png") == ["1", "1-2"]
         assert self.names(f"{folder}/a/notes.txt", f"file://{folder}/b") == ["notes", "1", "3"]
+
+    def test_names_are_unique(self, tmp_path: Path) -> None:
+        for name in ("i-2.png", "i.jpg", "i.png"):
+            (tmp_path / name).touch()
+        assert self.names(str(tmp_path)) == ["i-2", "i", "i-3"]
+
+    def test_folder_that_a_glob_finds(self, folder: Path) -> None:
+        (folder / "a/folder.png").mkdir()
+        assert self.names(f"{folder}/a/*.png") == ["1"]
+
+    def test_brackets_in_a_folder_s_name(self, folder: Path) -> None:
+        (folder / "a").rename(folder / "[2024] a")
+        assert self.names(f"{folder}/[[]2024] a/*.png") == self.names(f"{folder}/[2024] a/[0-9].png") == ["1"]
+
+    def test_results_are_left_out(self, folder: Path) -> None:
+        """Of folders and globs; what is named itself is meant."""
+        results = [Storage(str(folder / "a"))]
+        found = find_images([str(folder), f"{folder}/*/1.png", str(folder / "a/1.jpg")], results=results)
+        assert [source.name for source in found] == ["b/1", "b/3", "1", "1-2"]
 
     def test_nothing(self, folder: Path) -> None:
         for place in (f"{folder}/*.png", str(folder / "empty")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from btinet import cli
 from btinet.datasets.phantom import draw
 from btinet.storage import Storage
 from tests.conftest import S3Server
 from tests.inference.test_images import write_dicom
+from tests.inference.test_package import sign
 from tests.training.micro import KEY, Bench
 
 Run = Callable[..., tuple[int, str]]
@@ -109,8 +112,31 @@ def test_bad_images(btinet: Run, package: Path, images: Path, tmp_path: Path) ->
 
 def test_only_bad_images(btinet: Run, package: Path, tmp_path: Path) -> None:
     (tmp_path / "i.png").write_bytes(b"text")
-    assert btinet("predict", tmp_path / "i.png", "--run", package, "--out", tmp_path / "out")[0] == 3
+    status, said = btinet("predict", tmp_path / "i.png", "--run", package, "--out", tmp_path / "out")
+    assert status == 3 and "table " not in said
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["failed.csv"]
+
+
+def test_results_inside_the_input(btinet: Run, package: Path, images: Path, tmp_path: Path) -> None:
+    """They are not predicted the next time."""
+    shutil.copytree(images, tmp_path / "images")
+    for _ in range(2):
+        status, said = btinet("predict", tmp_path / "images", "--run", package, "--out", tmp_path / "images")
+        assert status == 0 and "5 images in" in said
+
+
+def test_random_gate(btinet: Run, package: Path, images: Path, tmp_path: Path) -> None:
+    """It draws the same when run again."""
+    info = json.loads((package / "package.json").read_text())
+    info["model"]["gate"] = "random"
+    weights = load_file(package / "model.safetensors")
+    changed = Path(shutil.copytree(package, tmp_path / "p"))
+    (changed / "package.json").write_text(json.dumps(info))
+    save_file({name: w for name, w in weights.items() if ".mlp." not in name}, changed / "model.safetensors")
+    sign(changed)
+    for out in ("first", "again"):
+        assert btinet("predict", images, "--run", changed, "--out", tmp_path / out)[0] == 0
+    assert table(tmp_path / "first") == table(tmp_path / "again")
 
 
 def test_glob_and_run_key(btinet: Run, micro: Bench, images: Path, tmp_path: Path) -> None:
@@ -172,6 +198,7 @@ def test_export(btinet: Run, micro: Bench, images: Path, tmp_path: Path) -> None
     [
         (("--run", "phantom/btinet/full/99"), "neither a run's folder nor a run in"),
         (("--run", KEY, "--device", "abacus"), "--device abacus: "),
+        (("--run", KEY, "--device", "cuda:99"), "--device cuda:99: "),
     ],
 )
 def test_faults(btinet: Run, micro: Bench, images: Path, tmp_path: Path, arguments: Any, remedy: str) -> None:
