@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import signal
 import socket
 from contextlib import suppress
@@ -58,7 +59,7 @@ def serve(
         list[str] | None,
         typer.Option(
             help="One more name that requests may address this server by (their Host header); repeat it for several, "
-            "* allows any.",
+            "*.example.com allows all below one, * any.",
             rich_help_panel=LIMITS,
         ),
     ] = None,
@@ -95,13 +96,13 @@ def serve(
         from btinet.serving.limits import MEGA, Limits
     except ModuleNotFoundError as error:
         raise InputError(f"btinet serve needs {error.name}: pip install 'btinet[serve]'") from error
+    hosts = (*LOOPBACK, *(_as_in_url(name) for name in (host, *(allow_host or ()))))
     limits = Limits(int(max_megabytes * MEGA), int(max_megapixels * MEGA), timeout, queue)
     chosen, root = device_named(device), Storage(storage, endpoint)
     with bar("calibrating") as show:
         package = open_package(run, root, chosen, show)
     rule = certify(package.calibrated.calibration, max_risk, confidence, false_alarms)
     console.print(f"{package.info.run_id}: {rule}", markup=False)
-    hosts = (*LOOPBACK, host, *(allow_host or ()))
     if not _is_loopback(host):
         console.print(
             f"warning: listening on {host}: whoever reaches it may use it; there is no password and no encryption. "
@@ -177,9 +178,22 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _as_in_url(host: str) -> str:
+    """A name or address as URLs and Host headers have it: IPv6 in brackets.
+
+    Raises:
+        InputError: it is none.
+    """
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host.strip("[]"))
+        return f"[{address}]" if address.version == 6 else str(address)
+    if not re.fullmatch(r"\*|(\*\.)?[\w.-]+", host):
+        raise InputError(f"--allow-host {host}: give a name without a port, *.NAME for all below it, or * for any")
+    return host
+
+
 def _say_where(host: str, port: int, machine: str = "") -> None:
-    shown = f"[{host}]" if ":" in host else host
-    console.print(f"http://{shown}:{port}{machine}   (Ctrl-C stops it)", markup=False)
+    console.print(f"http://{_as_in_url(host)}:{port}{machine}   (Ctrl-C stops it)", markup=False)
 
 
 def _is_loopback(host: str) -> bool:

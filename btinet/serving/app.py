@@ -10,7 +10,6 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 import btinet
@@ -24,7 +23,7 @@ from btinet.serving.page import render_page
 from btinet.serving.upload import KINDS, NAMES
 from btinet.serving.worker import Worker
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Names of this machine; a browser that another site has led here by a name of its own sends that name."""
 
 REFUSALS = {
@@ -50,7 +49,7 @@ def make_app(
     """The application that serves a package.
 
     Args:
-        hosts: names that a request's Host header may have; ``*`` for any.
+        hosts: names that a request's Host header may have, see :class:`btinet.serving.envelope.Envelope`.
     """
     worker = Worker(package, rule, device, limits)
     description = describe(package, rule, limits)
@@ -71,8 +70,7 @@ def make_app(
         docs_url=None,  # the pages that come with FastAPI load their scripts from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.add_middleware(Envelope, metrics=metrics, policy=page.policy)
+    app.add_middleware(Envelope, metrics=metrics, policy=page.policy, hosts=hosts)
 
     @app.exception_handler(Refused)
     def refused(request: Request, error: Refused) -> JSONResponse:

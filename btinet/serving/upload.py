@@ -1,28 +1,25 @@
-"""Bytes from anybody to pixels: only the kinds that are named here, and never more pixels than allowed.
-
-Pillow by itself opens many more kinds, some of which start other programs.
-"""
+"""Bytes from anybody to pixels: only the kinds that are named here, and not more pixels than allowed."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import math
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
-from btinet.datasets.files import decode_rgb
 from btinet.errors import InputError
-from btinet.inference.images import decode_dicom, has_dicom_prefix
+from btinet.inference.images import FORMATS, decode_dicom, decode_image, has_dicom_prefix
 from btinet.serving.limits import MEGA, Refused
 
 DICOM = "application/dicom"
-FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/bmp": "BMP", "image/tiff": "TIFF"}
-"""Pillow's name of each kind."""
-KINDS = (*FORMATS, *([DICOM] if importlib.util.find_spec("pydicom") else []))
+KINDS = (*(f"image/{name.lower()}" for name in FORMATS), *([DICOM] if importlib.util.find_spec("pydicom") else []))
 """Content types that are taken here."""
-NAMES = "PNG, JPEG, BMP, TIFF" + (", single-frame DICOM" if DICOM in KINDS else "")
+NAMES = ", ".join(FORMATS) + (", single-frame DICOM" if DICOM in KINDS else "")
 
 PLACE = "the upload"
 DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -37,33 +34,46 @@ def decode_upload(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """
     try:
         if DICOM in KINDS and has_dicom_prefix(content):
-            _check_pixels(*_dicom_size(content), max_pixels)
+            _check_pixels(_dicom_sizes(content), max_pixels)
             return decode_dicom(content, PLACE)
-        with Image.open(io.BytesIO(content), formats=list(FORMATS.values())) as image:  # reads no pixels yet
-            _check_pixels(*image.size, max_pixels)
-        return decode_rgb(content, PLACE)
-    except UnidentifiedImageError as error:
-        raise Refused(422, f"{PLACE}: is not an image of these kinds: {NAMES}") from error
-    except Image.DecompressionBombError as error:
-        raise Refused(413, f"{PLACE}: {error}") from error
+        return decode_image(content, PLACE, lambda image: _check_pixels(_sizes(image), max_pixels))
     except InputError as error:
-        raise Refused(422, str(error)) from error
+        is_bomb = isinstance(error.__cause__, Image.DecompressionBombError)
+        raise Refused(413 if is_bomb else 422, str(error)) from error
 
 
-def _dicom_size(content: bytes) -> tuple[int, int]:
+def _sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """An image's own size and, in TIFF, that of its tiles, each of which is decoded whole."""
+    sizes = [image.size]
+    if isinstance(image, TiffImageFile):
+        width, height = (image.tag_v2.get(tag) for tag in (TILEWIDTH, TILELENGTH))
+        if isinstance(width, int) and isinstance(height, int):
+            sizes.append((width, height))
+    return sizes
+
+
+def _dicom_sizes(content: bytes) -> list[tuple[int, int]]:
+    """A DICOM image's size and, in JPEG and JPEG 2000, that of what is compressed, whatever the header says."""
     import pydicom
+    from pydicom.encaps import generate_frames
 
     if DEFLATED in content:
         raise Refused(422, f"{PLACE}: is deflated DICOM, which is not taken here: save it with another transfer syntax")
     try:
-        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-        return int(header.Columns), int(header.Rows)
+        elements = pydicom.dcmread(io.BytesIO(content))
+        sizes = [(int(elements.Columns), int(elements.Rows))]
+        if elements.file_meta.TransferSyntaxUID.is_encapsulated:
+            frame = next(generate_frames(elements.PixelData, number_of_frames=1))
+            with suppress(UnidentifiedImageError), Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
+                sizes.append(image.size)
+        return sizes
     # as in decode_dicom: any of many kinds
     except Exception as error:
         raise Refused(422, f"{PLACE}: cannot be decoded as DICOM ({error})") from error
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+def _check_pixels(sizes: list[tuple[int, int]], max_pixels: int) -> None:
+    width, height = max(sizes, key=math.prod)
     if width * height > max_pixels:
         message = f"{width} x {height} pixels are {width * height / MEGA:.1f} megapixels"
         raise Refused(413, f"{PLACE}: {message}; at most {max_pixels / MEGA:g} are taken: make it smaller")

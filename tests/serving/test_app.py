@@ -23,11 +23,14 @@ import pytest
 import torch
 from fastapi import FastAPI
 from PIL import Image
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from btinet.calibration.reliability import certify
 from btinet.evaluation.schema import LEVELS
 from btinet.inference.package import Package, load_package
+from btinet.inference.predict import encoded
 from btinet.serving.app import make_app
 from btinet.serving.limits import Limits
 from btinet.storage import Storage
@@ -81,6 +84,15 @@ def png(width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
+def tiff(more: dict[int, int]) -> bytes:
+    """A black TIFF of 8x8 pixels with more tags."""
+    tags = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: 64} | more
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + 64) + bytes(64) + directory
+
+
+TRUNCATED = [png(8, 8)[:count] for count in (12, 20, 30, 40)]
 SLOW = png(3000, 3000)
 """Few bytes that take long to decode."""
 
@@ -190,6 +202,20 @@ class TestSize:
         answer = post(make(), content, "application/dicom")
         assert answer.status_code == 413 and "3600.0 megapixels; at most 25" in answer.json()["detail"]
 
+    def test_jpeg_in_dicom(self, make: Callable[..., FastAPI], tmp_path: Path) -> None:
+        """Its own size counts, not the one that the header says."""
+        data = pydicom.dcmread(write_dicom(tmp_path / "i.dcm", RAMP))
+        data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        data.PixelData = encapsulate([encoded(Image.new("L", (1000, 1000)), "JPEG")])
+        data.save_as(tmp_path / "d.dcm")
+        answer = post(make(max_pixels=10_000), (tmp_path / "d.dcm").read_bytes(), "application/dicom")
+        assert answer.status_code == 413 and "1000 x 1000 pixels" in answer.json()["detail"]
+
+    def test_tile(self, make: Callable[..., FastAPI]) -> None:
+        """A tile is decoded whole, however small its image."""
+        answer = post(make(max_pixels=10_000), tiff({TILEWIDTH: 4096, TILELENGTH: 4096}), "image/tiff")
+        assert answer.status_code == 413 and "4096 x 4096 pixels" in answer.json()["detail"]
+
     def test_deflated_dicom(self, make: Callable[..., FastAPI], tmp_path: Path) -> None:
         """It could inflate to anything before its size is known."""
         data = pydicom.dcmread(write_dicom(tmp_path / "i.dcm", RAMP))
@@ -199,7 +225,7 @@ class TestSize:
         assert answer.status_code == 422 and "deflated" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("content", [b"", b"text", png(8, 8)[:40], b"\0" * 128 + b"DICMtext"])
+@pytest.mark.parametrize("content", [b"", b"text", *TRUNCATED, b"\0" * 128 + b"DICMtext"])
 def test_bad_image(make: Callable[..., FastAPI], content: bytes) -> None:
     answer = post(make(), content)
     assert answer.status_code == 422 and answer.json()["detail"].startswith("the upload: ")
@@ -306,7 +332,14 @@ class TestBrowser:
     @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "192.168.0.1:8000"])
     def test_other_names(self, make: Callable[..., FastAPI], host: str) -> None:
         """A site that has its name point here gets nothing."""
-        assert get(make(), "/", Host=host).status_code == 400
+        answer = get(make(), "/", Host=host)
+        assert answer.status_code == 400 and "--allow-host" in answer.json()["detail"]
+
+    def test_allowed_names(self, loaded: Package) -> None:
+        rule = certify(loaded.calibrated.calibration, 0.1, 0.9, 0.05)
+        app = make_app(loaded, rule, torch.device("cpu"), Limits(), ["[2001:db8::5]", "*.Example"])
+        for host, status in {"[2001:DB8::5]:8000": 200, "lab.example": 200, "example": 400, "localhost": 400}.items():
+            assert get(app, "/healthz", Host=host).status_code == status
 
 
 def test_openapi(make: Callable[..., FastAPI], images: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from btinet.serve_cli import _is_loopback
+from btinet.serve_cli import _as_in_url, _is_loopback
 from tests.inference.test_predict_cli import Run
 from tests.serving.server import served
 
@@ -36,6 +36,20 @@ def test_no_such_run(btinet: Run, tmp_path: Path) -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert _is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("fe80::1", "[fe80::1]"), ("[::1]", "[::1]"), ("0.0.0.0", "0.0.0.0"), ("*.lab", "*.lab"), ("*", "*")],
+)
+def test_in_urls(host: str, expected: str) -> None:
+    assert _as_in_url(host) == expected
+
+
+@pytest.mark.parametrize("host", ["lab.*", "lab.example:8443", "http://lab"])
+def test_no_host(btinet: Run, package: Path, host: str) -> None:
+    status, said = btinet("serve", "--run", package, "--allow-host", host)
+    assert status == 2 and f"--allow-host {host}: give a name without a port" in said
 
 
 def test_nothing_can_be_promised(package: Path) -> None:
