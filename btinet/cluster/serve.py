@@ -128,4 +128,4 @@ def _deploy(application: serve.Application) -> None:
 
 
 def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
+    return text.strip().rpartition("\n")[2] or "Ray does not say why"

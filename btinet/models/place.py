@@ -33,12 +33,15 @@ def device_named(name: str | None) -> torch.device:
     """What ``--device`` names; without a name a GPU if there is one.
 
     Raises:
-        InputError: torch knows no such device.
+        InputError: there is no such device here.
     """
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: {error}") from error
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch is made without CUDA
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--device {name}: {reason}: name one that is here, such as cpu, or none") from error
+    return device
 
 
 def place(module: M, device: torch.device) -> M:

@@ -104,3 +104,11 @@ def test_port_is_taken(cluster: Nodes, package: Path) -> None:
     assert f"Failed to bind to address '127.0.0.1:{port}'. Name another port" in said
     assert process.returncode == 2
     wait_for(lambda: not cluster._processes("ray::Serve"), "the controller is gone", 30)
+
+
+def test_no_reason() -> None:
+    """Ray may not say why no replica started."""
+    from btinet.cluster.serve import _last_line
+
+    assert _last_line("") == "Ray does not say why"
+    assert _last_line("one\ntwo\n") == "two"
