@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -126,12 +126,7 @@ def load_files(sample: Sample, mask_may_be_scaled: bool = False) -> Pixels:
 
 def read_rgb(file: Storage) -> NDArray[np.uint8]:
     """Decode an upright image file of any 8-bit mode as RGB [H, W, 3]; transparency is dropped."""
-    return decode_rgb(read_content(file), shown(file))
-
-
-def decode_rgb(content: bytes, place: str) -> NDArray[np.uint8]:
-    """As :func:`read_rgb`, of a file's content; ``place`` is what messages call it."""
-    return np.asarray(_decode(content, place, "RGB"))
+    return np.asarray(_read_upright(file, "RGB"))
 
 
 def read_content(file: Storage) -> bytes:
@@ -147,7 +142,7 @@ def read_content(file: Storage) -> bytes:
 
 def read_mask(file: Storage) -> NDArray[np.uint8]:
     """Decode a mask file as [H, W] of 0 and 1: grey values above MASK_THRESHOLD, or 1 where all are 0 or 1."""
-    levels = np.asarray(_decode(read_content(file), shown(file), "L"))
+    levels = np.asarray(_read_upright(file, "L"))
     brightest = levels.max()
     if brightest <= 1:
         return levels
@@ -165,24 +160,46 @@ def read_mask(file: Storage) -> NDArray[np.uint8]:
     return np.asarray(cv2.threshold(levels, MASK_THRESHOLD, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
-def _decode(content: bytes, place: str, mode: Literal["RGB", "L"]) -> Image.Image:
+def _read_upright(file: Storage, mode: Literal["RGB", "L"]) -> Image.Image:
+    image = decode(read_content(file), shown(file))
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation in TURNED:  # what was drawn on it may have been drawn on either
+        message = f"is to be turned to be shown (EXIF orientation {orientation}): save it upright"
+        raise SampleError(Check.UNREADABLE, shown(file), message)
+    return image if image.mode == mode else image.convert(mode)  # which copies even where there is nothing to do
+
+
+def decode(
+    content: bytes,
+    place: str,
+    kinds: tuple[str, ...] | None = None,
+    check: Callable[[Image.Image], None] = lambda image: None,
+) -> Image.Image:
+    """Decode a file's content, an image of any 8-bit mode, not turned as EXIF may say.
+
+    Args:
+        place: what messages call it.
+        kinds: Pillow's names of the kinds of files that are taken; by default all that Pillow opens.
+        check: is shown the image before its pixels are read.
+
+    Raises:
+        SampleError: it is no such image.
+    """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=kinds) as image:
+            check(image)
             is_deep = image.mode.startswith(("I", "F")) or DEEP.search(str(image.tile[:1])) is not None
-            image.load()  # turns TIFF as it says
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
+            image.load()
     except UnidentifiedImageError as error:
-        raise SampleError(Check.UNREADABLE, place, "is not an image: get this file again") from error
+        which = f" of these kinds: {', '.join(kinds)}" if kinds else ""
+        raise SampleError(Check.UNREADABLE, place, f"is not an image{which}: get this file again") from error
     # Pillow reports broken files as any of these, by format and by where the fault lies
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SampleError(Check.UNREADABLE, place, f"cannot be decoded ({error}): get this file again") from error
     if is_deep:  # converting to 8 bit would clip or cut it silently
         message = "more than 8 bits a channel are not supported: save it with 8"
         raise SampleError(Check.UNREADABLE, place, message)
-    if orientation in TURNED:  # what was drawn on it may have been drawn on either
-        message = f"is to be turned to be shown (EXIF orientation {orientation}): save it upright"
-        raise SampleError(Check.UNREADABLE, place, message)
-    return image if image.mode == mode else image.convert(mode)  # which copies even where there is nothing to do
+    return image
 
 
 def _same_aspect(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from btinet.datasets.files import IMAGE_SUFFIXES, read_content, shown
+from btinet.datasets.files import IMAGE_SUFFIXES, decode, read_content, shown
 from btinet.datasets.prepare import resize_image
 from btinet.datasets.sample import Check, SampleError
 from btinet.errors import InputError
@@ -23,8 +23,6 @@ SUFFIXES = (*IMAGE_SUFFIXES, *DICOM_SUFFIXES)
 GLOB = "*?["
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 """Pillow's names of what is decoded; by itself it opens many more kinds, some of which start other programs."""
-DEEP = ";16"
-"""How Pillow says of colour channels in a file that they have 16 bits; it keeps the upper 8."""
 
 PREVIEW = 1024
 """Longest side of the copy that overlays are drawn on, in pixels: what is kept of a large image is small."""
@@ -109,8 +107,8 @@ def open_image(source: Source, size: int) -> Opened | BadImage:
     try:
         source.file.path.encode()  # as the tables that it goes into
         content = read_content(source.file)
-        decode = decode_dicom if _is_dicom(source.file.name, content) else decode_image
-        return Opened(source, *prepare_image(decode(content, place), size))
+        decoded = (decode_dicom if _is_dicom(source.file.name, content) else decode_image)(content, place)
+        return Opened(source, *prepare_image(decoded, size))
     except UnicodeEncodeError:
         return BadImage(source, "its name is not UTF-8: rename it")
     except InputError as error:
@@ -149,22 +147,9 @@ def decode_image(
     Raises:
         SampleError: it is no such image.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            check(image)
-            if image.mode.startswith(("I", "F")) or DEEP in str(image.tile[:1]):  # else clipped or cut silently
-                raise SampleError(
-                    Check.UNREADABLE, place, "more than 8 bits a channel are not supported: save it with 8"
-                )
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        message = f"is not an image of these kinds: {', '.join(FORMATS)}, DICOM: get this file again"
-        raise SampleError(Check.UNREADABLE, place, message) from error
-    # Pillow reports broken files as any of these, by format and by where the fault lies
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SampleError(Check.UNREADABLE, place, f"cannot be decoded ({error}): get this file again") from error
+    image = decode(content, place, FORMATS, check)
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(image.convert("RGB"))
 
 
 def decode_dicom(content: bytes, place: str) -> NDArray[np.uint8]:
