@@ -113,7 +113,7 @@ def _achieved(calibrated: Calibrated, risk: float) -> str:
 
 
 def _group(group: Group, classifies: bool) -> str:
-    cells = [group.name, str(group.count), _percent(group.mask_failed)]
+    cells = [group.name.replace("|", r"\|"), str(group.count), _percent(group.mask_failed)]
     if classifies and group.class_failed is not None:
         cells.append(_percent(group.class_failed))
     return f"| {' | '.join(cells)} |"
