@@ -249,12 +249,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         app()
-    except (InputError, NonFiniteLossError) as error:
+    except (InputError, NonFiniteLossError, ConnectionError) as error:
         fail(error, 2)
     except PermissionError as error:
         fail(refused(error), 2)
-    except ConnectionError as error:
-        fail(error, 2)
     except JobError as error:
         fail(error, 1)
     except OSError as error:

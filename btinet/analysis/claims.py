@@ -75,12 +75,9 @@ class Runs:
         return self._estimates.get(self._setting, table, quantity, method=method, variant=variant)
 
     def detection(self, task: str, signal: str, level: str | None = None, metric: str = "auroc") -> Estimate | None:
-        for population in self._class_populations if task == "clf" else (PRIMARY[task],):
-            within = {"split": "test", "task": task, "population": population, "signal": signal, "level": level}
-            found = self._estimates.get(self._setting, "detection", metric, within)
-            if found is not None:
-                return found
-        return None
+        populations = self._class_populations if task == "clf" else (PRIMARY[task],)
+        within = {"split": "test", "task": task, "signal": signal, "level": level}
+        return self._first_of(populations, "detection", metric, within)
 
     def rho(self, x: str, y: str, level: str) -> Estimate | None:
         population = "all" if y in ("mc_mi", "mc_entropy", "conf") else "positives"
@@ -89,12 +86,15 @@ class Runs:
 
     def wrong_less_correct(self, level: str) -> Estimate | None:
         """Mean delta of wrongly less that of correctly classified samples."""
-        for population in self._class_populations:
-            within = {"population": population, "level": level}
-            found = self._estimates.get(self._setting, "gate_wrong_correct", "difference", within)
-            if found is not None:
-                return found
-        return None
+        return self._first_of(self._class_populations, "gate_wrong_correct", "difference", {"level": level})
+
+    def _first_of(self, populations: Sequence[str], table: str, name: str, within: Row) -> Estimate | None:
+        """The estimate of the first of these populations that there is."""
+        found = (
+            self._estimates.get(self._setting, table, name, within | {"population": population})
+            for population in populations
+        )
+        return next((estimate for estimate in found if estimate is not None), None)
 
     def tim(self, direction: str, level: str, group: str = "easy_minus_hard") -> Estimate | None:
         within = {"direction": direction, "norm": "l1", "level": level, "group": group}

@@ -24,12 +24,12 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from btinet.cluster.driver import job_file
-from btinet.cluster.jobs import begin, run_on_cluster
+from btinet.cluster.jobs import begin, last_failure, run_on_cluster
 from btinet.cluster.package import Package, package_to_send
 from btinet.cluster.session import ray_session
 from btinet.config import BoundRun, ResourceSettings, json_hash
 from btinet.errors import InputError, JobError, NotConnectedError
-from btinet.progress import read_failure, watching, write_failure
+from btinet.progress import watching, write_failure
 from btinet.status import failure_file, is_finished, latest_message, progress_file, steps, told
 from btinet.storage import Storage
 
@@ -264,9 +264,7 @@ class JobCluster:
 
     def _explain(self, name: str, details: JobDetails | None, bound: BoundRun, root: Storage) -> None:
         """Raise what made the job fail."""
-        failure = read_failure(failure_file(root, bound.run_id))
-        if failure is not None and failure.is_final:
-            raise InputError(f"{bound.run.key}: {failure}")
+        failure = last_failure(bound, root)
         if details is None:
             reason = "the cluster knows it no more: its head was started anew"
         else:

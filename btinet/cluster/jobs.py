@@ -15,10 +15,10 @@ import ray.train.torch
 from btinet.cluster.worker import run_worker
 from btinet.config import BoundRun, ResourceSettings
 from btinet.errors import InputError, JobError, NotConnectedError
-from btinet.progress import read_failure
+from btinet.progress import Failure, read_failure
 from btinet.status import EVALUATION, failure_file, finished_step, steps
 from btinet.storage import Storage
-from btinet.training.outputs import run_folder
+from btinet.training.outputs import declare
 
 
 def run_on_cluster(bound: BoundRun, root: Storage, resources: ResourceSettings) -> None:
@@ -33,9 +33,21 @@ def run_on_cluster(bound: BoundRun, root: Storage, resources: ResourceSettings) 
 
 
 def begin(bound: BoundRun, root: Storage) -> None:
-    """Leave what the run is, by which ``btinet status`` finds it before it trains; its last failure is past."""
-    (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
+    """Declare the run before it trains; its last failure is past."""
+    declare(bound, root)
     failure_file(root, bound.run_id).remove()
+
+
+def last_failure(bound: BoundRun, root: Storage) -> Failure | None:
+    """What the run last failed of.
+
+    Raises:
+        InputError: a repetition cannot mend it.
+    """
+    failure = read_failure(failure_file(root, bound.run_id))
+    if failure is not None and failure.is_final:
+        raise InputError(f"{bound.run.key}: {failure}")
+    return failure
 
 
 def steps_on_cluster(bound: BoundRun, wanted: Sequence[str], root: Storage, resources: ResourceSettings) -> None:
@@ -81,18 +93,14 @@ def steps_on_cluster(bound: BoundRun, wanted: Sequence[str], root: Storage, reso
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        failure = read_failure(failure_file(root, bound.run_id))
-        if failure is not None and failure.is_final:
-            raise InputError(f"{bound.run.key}: {failure}") from error
+        last = last_failure(bound, root) or error
         raise JobError(
             f"{bound.run_id} {pending[0]}: it failed more than {resources.max_failures} times; run again to go on from "
-            f"its last checkpoint. The last error: {failure or error}"
+            f"its last checkpoint. The last error: {last}"
         ) from error
     for step in pending:
         if finished_step(bound, step, root) is None:
-            failure = read_failure(failure_file(root, bound.run_id))
-            if failure is not None:
-                raise InputError(f"{bound.run.key}: {failure}")
+            last_failure(bound, root)
             raise JobError(f"{bound.run_id} {step}: it ended but left no receipt")
 
 

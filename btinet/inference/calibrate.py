@@ -30,7 +30,7 @@ from btinet.progress import OnBatch
 from btinet.receipts import valid_receipt, write_receipt
 from btinet.storage import Storage
 from btinet.training.outputs import run_folder
-from btinet.training.stage import load_model
+from btinet.training.stage import load_model, require_stage
 
 VERSION = 1
 """Of what is computed here. Raise it with any change, so that runs are calibrated again."""
@@ -106,10 +106,8 @@ def calibrate(stored: StoredRun, device: torch.device, on_batch: OnBatch = lambd
     """
     bound, root = stored.bound, stored.root
     stage = bound.run.stages[-1]
-    if stage not in stored.stages:
-        command = f"btinet train {bound.run.key} --stage {stage}"
-        raise InputError(f"{bound.run_id}: stage {stage} is not finished: run `{command}` first")
-    weights = [output.sha256 for path, output in stored.stages[stage].outputs.items() if path.endswith("safetensors")]
+    receipt = require_stage(bound, stage, root)
+    weights = [output.sha256 for path, output in receipt.outputs.items() if path.endswith("safetensors")]
     inputs: dict[str, Any] = {"run_id": bound.run_id, "weights": weights, "version": VERSION}
     file = run_folder(root, bound.run_id) / "calibration.json"
     receipt_file = run_folder(root, bound.run_id) / "calibration-receipt.json"

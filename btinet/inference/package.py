@@ -181,11 +181,13 @@ def lasting_url(reference: str, root: Storage) -> str:
 
 
 def _is_package(place: Storage) -> bool:
-    if not (place / SUMS_FILE).exists() and (place / INFO_FILE).exists():
+    if (place / SUMS_FILE).exists():
+        return True
+    if (place / INFO_FILE).exists():
         raise InputError(
             f"{place}: a package without its {SUMS_FILE}: copy it again, all of it, or export the run again"
         )
-    return (place / SUMS_FILE).exists()
+    return False
 
 
 def load_package(place: Storage) -> Package:

@@ -16,6 +16,11 @@ def run_folder(root: Storage, run_id: str) -> Storage:
     return root / "runs" / run_id
 
 
+def declare(bound: BoundRun, root: Storage) -> None:
+    """Leave what the run is, by which ``btinet status`` and ``btinet runs`` find it."""
+    (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
+
+
 def stage_folder(root: Storage, run_id: str, stage: int) -> Storage:
     return run_folder(root, run_id) / f"stage{stage}"
 

@@ -27,9 +27,9 @@ from btinet.training.data import SplitData
 from btinet.training.loop import Trained, fit
 from btinet.training.outputs import (
     MODEL_FILE,
+    declare,
     epochs_file,
     finished_stage,
-    run_folder,
     stage_folder,
     stage_inputs,
     weights_file,
@@ -99,7 +99,7 @@ def train_stage(
             "train this variant with resources.workers 1"
         )
     if ranks.is_first:
-        (run_folder(root, bound.run_id) / "run.json").write_json(bound.model_dump(mode="json"))
+        declare(bound, root)
 
     prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
     split = load_split(root, prepared, bound.run.dataset.split, bound.run.seed)

@@ -125,6 +125,20 @@ def flip_a_bit(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
+def kill_before_writing(run: Bench, is_time: Callable[[Storage], bool]) -> None:
+    """Train stage 1 until a file is about to be written that it is time for."""
+    plain = Storage.write_bytes
+
+    def write_bytes(file: Storage, data: bytes) -> None:
+        if is_time(file):
+            raise Killed
+        plain(file, data)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Storage, "write_bytes", write_bytes)
+        run.train(1)
+
+
 @STAGES
 @pytest.mark.parametrize("epoch, step", [(1, 1), (3, 2)])
 def test_stopped_in_an_epoch(whole: Bench, new: Callable[[int], Bench], stage: int, epoch: int, step: int) -> None:
@@ -150,26 +164,10 @@ def test_stopped_in_an_epoch(whole: Bench, new: Callable[[int], Bench], stage: i
         (r"receipt\.json", None),
     ],
 )
-def test_stopped_before_writing(
-    whole: Bench,
-    new: Callable[[int], Bench],
-    monkeypatch: pytest.MonkeyPatch,
-    writes: str,
-    begins: int | None,
-) -> None:
+def test_stopped_before_writing(whole: Bench, new: Callable[[int], Bench], writes: str, begins: int | None) -> None:
     """Every moment between two files; ``begins`` is the epoch to repeat, None where all were done."""
     run = new(1)
-    plain = Storage.write_bytes
-
-    def write_bytes(file: Storage, data: bytes) -> None:
-        if re.fullmatch(writes, file.name):
-            raise Killed
-        plain(file, data)
-
-    monkeypatch.setattr(Storage, "write_bytes", write_bytes)
-    with pytest.raises(Killed):
-        run.train(1)
-    monkeypatch.undo()
+    kill_before_writing(run, lambda file: re.fullmatch(writes, file.name) is not None)
     if begins is None:
         run.train(1, on_progress=at(EPOCHS, 1))  # no step is repeated
     else:
@@ -177,21 +175,10 @@ def test_stopped_before_writing(
     assert_same(run, whole, 1)
 
 
-def test_stopped_before_the_last_epoch_is_in_the_history(
-    whole: Bench, new: Callable[[int], Bench], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_before_the_last_epoch_is_in_the_history(whole: Bench, new: Callable[[int], Bench]) -> None:
     run = new(1)
-    plain = Storage.write_bytes
-
-    def write_bytes(file: Storage, data: bytes) -> None:
-        if file.name.endswith("-stage1.parquet") and (run.folder(1) / f"checkpoints/epoch-{EPOCHS:04d}.json").exists():
-            raise Killed
-        plain(file, data)
-
-    monkeypatch.setattr(Storage, "write_bytes", write_bytes)
-    with pytest.raises(Killed):
-        run.train(1)
-    monkeypatch.undo()
+    last = run.folder(1) / f"checkpoints/epoch-{EPOCHS:04d}.json"
+    kill_before_writing(run, lambda file: file.name.endswith("-stage1.parquet") and last.exists())
     run.train(1, on_progress=at(EPOCHS, 1))  # no step is repeated
     assert_same(run, whole, 1)
 
