@@ -24,7 +24,12 @@ FAILURE_IOU = 0.5
 TASKS = ("seg", "clf")
 
 MC = {
-    "seg": {"mc": "mc_seg_var", "mc_entropy": "mc_seg_entropy", "mc_mi": "mc_seg_mi"},
+    "seg": {
+        "mc": "mc_seg_var",
+        "mc_entropy": "mc_seg_entropy",
+        "mc_mi": "mc_seg_mi",
+        "mc_lesion": "mc_seg_var_fg",
+    },
     "clf": {
         "mc": "mc_clf_entropy",
         "mc_mi": "mc_clf_mi",
@@ -35,7 +40,11 @@ MC = {
     },
 }
 """Monte Carlo dropout's scores of each task: variance, predictive entropy, mutual information. ``mc`` is the one that
-the paper compares with (paper notes B4); ``mc_head*`` are with dropout in the classification head alone (B3)."""
+the paper compares with (paper notes B4); ``mc_lesion`` is the variance over the predicted lesion alone, which does not
+grow with its size; ``mc_head*`` are with dropout in the classification head alone (B3)."""
+
+MOST_VARIANCE = 0.25
+"""Of numbers between 0 and 1."""
 
 SIGNALS: dict[str, Callable[[pa.Table, int], Floats]] = {
     "w_seg": lambda rows, level: level_values(rows, "w_seg", level),
@@ -96,7 +105,7 @@ def single_scores(population: Population) -> list[Score]:
         for name, values in SIGNALS.items()
         for index, level in enumerate(LEVELS)
     ]
-    mc = [Score(name, None, numbers(rows[column])) for name, column in MC[population.task].items()]
+    mc = [Score(name, None, _dropout_values(rows, column)) for name, column in MC[population.task].items()]
     return [*signals, *mc, Score("one_minus_conf", None, 1 - numbers(rows["conf"]))]
 
 
@@ -141,6 +150,13 @@ def level_values(rows: pa.Table, column: str, level: int) -> Floats:
 def numbers(column: pa.ChunkedArray) -> Floats:
     """float64, NaN where null."""
     return np.asarray(column.cast(pa.float64()).to_numpy())
+
+
+def _dropout_values(rows: pa.Table, column: str) -> Floats:
+    """A score of Monte Carlo dropout, [n]. Where the passes find no lesion to take a variance over, it is the largest:
+    segmentations are judged on samples that have one."""
+    values = numbers(rows[column])
+    return np.where(values == 0, MOST_VARIANCE, values) if column == "mc_seg_var_fg" else values
 
 
 def _wrong(samples: pa.Table) -> NDArray[np.bool_] | None:

@@ -92,6 +92,7 @@ def table_a2(detection: Sequence[Row]) -> Iterator[Row]:
             setting,
             {
                 "mc": found.test["mc", None],
+                "mc_lesion": found.test["mc_lesion", None],
                 "combined_oracle": found.test["neg_delta_weighted_oracle", None],
                 "combined_validation": found.test["neg_delta_weighted_validation", None],
                 "best_oracle": found.best("test"),

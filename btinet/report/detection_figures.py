@@ -224,7 +224,9 @@ def _chosen_lines(tables: dict[str, pa.Table], task: str) -> list[Line]:
             label = f"{signal_label(row['signal'])} {row['level']} ({how})"
             lines.append(Line(row["signal"], row["level"], label, colour, style))
     lines.append(Line("mc", None, "MC dropout", COLOURS[1], "--"))
-    return lines if task == "seg" else [*lines, Line("one_minus_conf", None, "1 − conf", COLOURS[3], "--")]
+    if task == "seg":
+        return [*lines, Line("mc_lesion", None, "MC dropout, over the lesion", COLOURS[3], "--")]
+    return [*lines, Line("one_minus_conf", None, "1 − conf", COLOURS[3], "--")]
 
 
 def _combined_lines() -> list[Line]:

@@ -127,7 +127,9 @@ def render(
                         analysis["table_a2"],
                         "table_a2",
                         "Table A2. Detecting failed segmentations: Monte Carlo dropout, −delta combined over levels, "
-                        "and the best signal. Oracle: selected or weighted on the test set itself, as the paper does.",
+                        "and the best signal. Oracle: selected or weighted on the test set itself, as the paper does. "
+                        "Over the lesion (not in the paper): the variance averaged over the predicted lesion, an "
+                        "empty one being the most uncertain; over the image it grows with the lesion's size.",
                     ),
                     "Table A2: combined and best signals for failed segmentations",
                 ),

@@ -22,6 +22,7 @@ SIGNAL_LABELS = {
     "mc_entropy": "MC entropy",
     "mc_mi": "MC mutual information",
     "mc_var": "MC variance",
+    "mc_lesion": "MC variance over the lesion",
     "one_minus_conf": "1 − conf",
     "w_seg": "w_seg",
     "w_clf": "w_clf",
@@ -41,6 +42,7 @@ DETECTOR_LABELS = {
 }
 CHOICE_LABELS = {
     "mc": "MC dropout",
+    "mc_lesion": "MC dropout, over the lesion",
     "mean": "−delta, mean of levels",
     "combined_oracle": "−delta, levels weighted by AUROC (oracle)",
     "combined_validation": "−delta, levels weighted by AUROC on validation",

@@ -87,6 +87,15 @@ def test_head_only_dropout_is_a_score_of_its_own(rows, tables):
         assert found["auroc"] == pytest.approx(roc_auc_score(wrong, values(test, column)), abs=1e-6)
 
 
+def test_dropout_over_the_lesion_finds_an_empty_mask_most_uncertain():
+    """Failures: an empty mask, and one that varies more where it calls lesion than two of the three good ones do."""
+    variances = ((0.2, 0), (0.3, 0.05), (0.8, 0.01), (0.8, 0.06), (0.8, 0.02))
+    found = analyse(table([sample(i, iou=iou, mc_seg_var_fg=value) for i, (iou, value) in enumerate(variances)]))
+    row = only(found["detection"], **SEG, split="test", signal="mc_lesion")
+    assert row["auroc"] == pytest.approx((3 + 2) / 6)
+    assert only(found["table_a2"], detector="mc_lesion")["auroc"] == row["auroc"]
+
+
 def test_choices_are_rows_of_the_detection_table(tables):
     detection = [row for row in tables["detection"].to_pylist() if row["task"] == "seg"]
     candidates = [row for row in detection if row["signal"] in ("neg_delta", "neg_align", "seg_energy", "w_seg")]
