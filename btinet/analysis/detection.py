@@ -24,6 +24,9 @@ CURVE_POINTS = 100
 MANY_PASSES = {name for scores in MC.values() for name in scores}
 """Signals that one forward pass does not give."""
 
+REFERENCES = ("mc", "mc_lesion")
+"""Monte Carlo dropout's scores that those of one pass are tested against: the paper's, and the one free of size."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -108,34 +111,36 @@ def signal_test_rows(key: Row, scored: Sequence[Scored], entries: Sequence[Entry
     for part in scored:
         population, failed = part.population, part.population.failed
         usable = [score for score in part.scores if not undefined(failed, score)]
-        reference = next((i for i, score in enumerate(usable) if score.signal == "mc"), None)
-        if reference is None or failed is None:
+        references = [i for i, score in enumerate(usable) if score.signal in REFERENCES]
+        if not references or failed is None:
             continue
         clusters = np.unique(cluster_ids(population.samples).to_numpy(), return_inverse=True)[1]
         aurocs, covariance = delong(failed, np.stack([score.values for score in usable]), clusters)
-        rows = []
-        for index, score in enumerate(usable):
-            if score.signal in MANY_PASSES:
-                continue
-            z, p = difference_test(aurocs, covariance, index, reference)
-            where = (population.task, population.name)
-            difference = resampled[*where, score.signal, score.level] - resampled[*where, "mc", None]
-            entry = Entry(
-                {**_where(population), "signal": score.signal, "level": score.level},
-                {},
-                {"difference": difference},
-                "the difference has no variance" if np.isnan(z) else None,
-                {
-                    "auroc": float(aurocs[index]),
-                    "auroc_mc": float(aurocs[reference]),
-                    "z": None if np.isnan(z) else z,
-                    "p": None if np.isnan(p) else p,
-                },
-            )
-            rows.append(entry)
-        for entry, p_holm in zip(rows, holm([entry.extra["p"] for entry in rows]), strict=True):
-            entry.extra["p_holm"] = p_holm
-        yield from run_rows(key, rows)
+        where = (population.task, population.name)
+        for reference in references:
+            against = usable[reference].signal
+            rows = []
+            for index, score in enumerate(usable):
+                if score.signal in MANY_PASSES:
+                    continue
+                z, p = difference_test(aurocs, covariance, index, reference)
+                difference = resampled[*where, score.signal, score.level] - resampled[*where, against, None]
+                entry = Entry(
+                    {**_where(population), "signal": score.signal, "level": score.level, "reference": against},
+                    {},
+                    {"difference": difference},
+                    "the difference has no variance" if np.isnan(z) else None,
+                    {
+                        "auroc": float(aurocs[index]),
+                        "auroc_mc": float(aurocs[reference]),
+                        "z": None if np.isnan(z) else z,
+                        "p": None if np.isnan(p) else p,
+                    },
+                )
+                rows.append(entry)
+            for entry, p_holm in zip(rows, holm([entry.extra["p"] for entry in rows]), strict=True):
+                entry.extra["p_holm"] = p_holm
+            yield from run_rows(key, rows)
 
 
 def _detections(split: str, part: Scored, weights: Weights) -> Iterator[Entry]:

@@ -121,9 +121,15 @@ CONTRACTS = {
         "positives, clf among all",
     ),
     "signal_tests": Contract(
-        _run(_strings(*SCORE), _floats("auroc", "auroc_mc"), _with_interval("difference"), _floats("z", "p", "p_holm")),
-        "a run and single-pass score: its AUROC against Monte Carlo dropout's on the same test samples; DeLong's z and "
-        "p, clustered where the samples are; p_holm: corrected over the scores of this run, task and population",
+        _run(
+            _strings(*SCORE, "reference"),
+            _floats("auroc", "auroc_mc"),
+            _with_interval("difference"),
+            _floats("z", "p", "p_holm"),
+        ),
+        "a run, single-pass score and reference: its AUROC against Monte Carlo dropout's on the same test samples, "
+        "which is scored as mc or mc_lesion; DeLong's z and p, clustered where the samples are; p_holm: corrected over "
+        "the scores of this run, task, population and reference",
     ),
     "table2": Contract(
         _setting(_strings("signal", "level"), FAILURES, _over_seeds(*DETECTION)),

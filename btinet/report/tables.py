@@ -368,11 +368,11 @@ def signal_tests(table: pa.Table) -> HtmlTable:
         heads = [Cell(row["dataset"]), Cell(row["method"]), Cell(str(row["seed"])), Cell(TASK_LABELS[row["task"]])]
         numbers = [("auroc", 3), ("auroc_mc", 3), ("difference", 3), ("z", 2), ("p", 4), ("p_holm", 4)]
         cells = [_cell(row, name, digits) for name, digits in numbers]
-        rows.append(([*heads, Cell(row["population"]), Cell(signal)], cells))
+        rows.append(([*heads, Cell(row["population"]), Cell(signal), Cell(signal_label(row["reference"]))], cells))
     return HtmlTable(
         "Each score's AUROC against that of Monte Carlo dropout on the same images: DeLong's test, run by run; Holm's "
         "correction is over the scores of a run and task.",
-        ["Dataset", "Method", "Seed", "Failure of", "Samples", "Score"],
+        ["Dataset", "Method", "Seed", "Failure of", "Samples", "Score", "Against"],
         ["AUROC", "MC dropout", "Difference", "z", "p", "p, Holm"],
         rows,
         name="signal_tests",

@@ -9,7 +9,7 @@ from btinet.analysis.schemas import CONTRACTS
 from btinet.evaluation.schema import PREDICTIONS
 
 LEVELLED = ("w_seg", "w_clf", "align", "seg_energy", "clf_energy")
-UNSUPPORTED = dict.fromkeys((*LEVELLED, "mc_seg_var", "mc_clf_entropy"))
+UNSUPPORTED = dict.fromkeys((*LEVELLED, "mc_seg_var", "mc_seg_var_fg", "mc_clf_entropy"))
 CLF = {"task": "clf", "split": "test", "population": "all"}
 SILENT = UNSUPPORTED | dict.fromkeys(("y_pred", "probs", "conf", "entropy", "correct"))
 

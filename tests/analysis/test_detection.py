@@ -22,7 +22,14 @@ def random_run(seed, n=40, **fields):
             row |= {name: [float(v) for v in rng.random(4)] for name in TIM}
             row |= {
                 name: float(rng.random())
-                for name in ("conf", "mc_seg_var", "mc_clf_entropy", "mc_clf_mi", "mc_head_clf_entropy")
+                for name in (
+                    "conf",
+                    "mc_seg_var",
+                    "mc_clf_entropy",
+                    "mc_clf_mi",
+                    "mc_head_clf_entropy",
+                    "mc_seg_var_fg",
+                )
             }
             row |= {"has_mask": i % 5 > 0, "y_pred": int(rng.random() < 0.3), "group_id": f"{i // 2}"}
             rows.append(sample(i, iou=iou, split=split, **(row | fields)))
@@ -164,12 +171,16 @@ def test_positives_are_counted_apart_only_where_there_are_others(rows, tables):
     assert {row["population"] for row in found.to_pylist() if row["task"] == "clf"} == {"all"}
 
 
-def test_signal_tests(tables):
-    rows = [row for row in tables["signal_tests"].to_pylist() if row["task"] == "seg" and row["seed"] == 1]
+@pytest.mark.parametrize("reference", ["mc", "mc_lesion"])
+def test_signal_tests(tables, reference):
+    where = {"task": "seg", "seed": 1, "reference": reference}
+    rows = [row for row in tables["signal_tests"].to_pylist() if where.items() <= row.items()]
     assert len(rows) == 6 * 4 + 1 + 3  # signals, 1 - confidence, combinations: nothing of many passes
+    against = only(tables["detection_runs"], **SEG, split="test", seed=1, signal=reference)
     for row in rows:
         own = only(tables["detection_runs"], **SEG, split="test", seed=1, signal=row["signal"], level=row["level"])
         assert row["auroc"] == pytest.approx(own["auroc"])
+        assert row["auroc_mc"] == pytest.approx(against["auroc"])
         assert row["difference"] == pytest.approx(row["auroc"] - row["auroc_mc"])
         assert row["p"] <= row["p_holm"] <= 1
         if abs(row["z"]) < 0.1:  # too little to divide by
