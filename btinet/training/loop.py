@@ -27,6 +27,7 @@ from btinet.ranks import Ranks, synchronise_batchnorm, synchronise_dropout
 from btinet.training.balancing import Balance
 from btinet.training.checkpoint import Checkpoints, PackedBest, pack, pack_best
 from btinet.training.data import SplitData
+from btinet.training.statistics import refresh_statistics
 from btinet.training.tasks import Batch, Task
 
 
@@ -117,6 +118,8 @@ def fit(
                 on_step,
                 history,
             )
+            if task.trained is task.model:  # else what has statistics is frozen, with its own
+                refresh_statistics(task.model, train, settings.val_batch_size)
             summary = _validate(task, val, settings.val_batch_size, ranks)
             row: Row = {
                 "stage": task.stage,
