@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from btinet.config import BoundRun, DatasetSettings, Experiment, Run
+from btinet.config import NUMERICS, BoundRun, DatasetSettings, Experiment, Run
 from btinet.datasets.prepare import Prepared, import_store, prepare
 from btinet.datasets.prepared import open_prepared
 from btinet.datasets.splits import load_split, split_id
@@ -69,6 +69,7 @@ def bind(run: Run, prepared_hash: str, weights: Mapping[str, str]) -> BoundRun:
         split=split_id(run.dataset.split, run.seed),
         weights_sha256=weights.get(run.settings.model.encoder) if method and method.shares_encoder else None,
         transformer_sha256=weights.get(method.transformer) if method and method.transformer else None,
+        numerics=NUMERICS,
     )
 
 

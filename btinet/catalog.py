@@ -70,7 +70,7 @@ def find_run(reference: str, root: Storage) -> StoredRun:
         return found[0]
     if found:
         ids = ", ".join(run.bound.run_id for run in found)
-        raise InputError(f"{reference}: {len(found)} runs in {root} differ in settings only; name one of {ids}")
+        raise InputError(f"{reference}: {len(found)} runs in {root} differ in settings or numerics; name one of {ids}")
     known = f"it holds {', '.join(run.bound.run_id for run in runs[:6])}" if runs else "it holds no run"
     raise InputError(f"{reference}: neither a run's folder nor a run in {root}; {known}{', ...' * (len(runs) > 6)}")
 

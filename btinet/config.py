@@ -283,6 +283,8 @@ class BoundRun(Strict):
     """Hash of the encoder's initial weights; None when it starts from random ones."""
     transformer_sha256: str | None = None
     """Hash of the transformer layers' initial weights; None when they start from random ones, or there are none."""
+    numerics: int = 1
+    """NUMERICS of the code that bound it; runs from before this was written down are of the first."""
 
     @property
     def run_id(self) -> str:
@@ -294,7 +296,7 @@ class BoundRun(Strict):
             name: value for name, value in model if name not in ADDED_SETTINGS or value != ADDED_SETTINGS[name]
         }
         identity = {
-            "numerics": NUMERICS,
+            "numerics": self.numerics,
             "method": run.method,
             "seed": run.seed,
             "settings": settings,

@@ -176,6 +176,7 @@ def _described(run: StoredRun) -> dict[str, Any]:
         "prepared": bound.prepared,
         "split": bound.split,
         "initial weights": bound.weights_sha256,
+        "numerics": bound.numerics,
         **_settings(run),
         "status": run.status,
     }

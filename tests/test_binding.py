@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from btinet.binding import bind_all, bind_one, check_inputs, open_storage, prepare_dataset, publish_weights
+from btinet.catalog import find_run
 from btinet.config import PRESETS, BoundRun, Experiment, ModelSettings
 from btinet.datasets.prepare import export_store, import_store
 from btinet.datasets.prepared import open_prepared
 from btinet.errors import InputError
 from btinet.models.registry import build
 from btinet.storage import Storage
-from btinet.training.stage import load_model
-from tests.training.micro import KEY, MICRO, SEED, Bench, bench, files, finished_bench, one_thread  # noqa: F401
+from btinet.training.outputs import run_folder
+from btinet.training.stage import load_model, train_stage
+from tests.training.micro import CPU, KEY, MICRO, SEED, Bench, bench, files, finished_bench, one_thread  # noqa: F401
 
 
 @pytest.fixture
@@ -238,3 +240,16 @@ class TestStore:
         experiment = Experiment.model_validate(MICRO | change)
         with pytest.raises(InputError, match=f"{store}: {message}"):
             bind_one(experiment, experiment.runs()[0].key, micro.root, store)
+
+
+def test_runs_of_earlier_numerics_are_found_and_used(micro: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones did not write down which numerics they are of."""
+    monkeypatch.setattr("btinet.binding.NUMERICS", 1)
+    old = bind_one(micro.experiment, KEY, micro.root)
+    train_stage(old, 1, micro.root, CPU)
+    file = run_folder(micro.root, old.run_id) / "run.json"
+    file.write_json({name: value for name, value in file.read_json().items() if name != "numerics"})
+    assert old.run_id != micro.bound.run_id
+    found = find_run(old.run_id, micro.root)
+    assert (found.bound, list(found.stages)) == (old, [1])
+    load_model(found.bound, 1, micro.root, 3)
