@@ -117,12 +117,11 @@ def signal_test_rows(key: Row, scored: Sequence[Scored], entries: Sequence[Entry
         clusters = np.unique(cluster_ids(population.samples).to_numpy(), return_inverse=True)[1]
         aurocs, covariance = delong(failed, np.stack([score.values for score in usable]), clusters)
         where = (population.task, population.name)
+        single = [(i, score) for i, score in enumerate(usable) if score.signal not in MANY_PASSES]
         for reference in references:
             against = usable[reference].signal
             rows = []
-            for index, score in enumerate(usable):
-                if score.signal in MANY_PASSES:
-                    continue
+            for index, score in single:
                 z, p = difference_test(aurocs, covariance, index, reference)
                 difference = resampled[*where, score.signal, score.level] - resampled[*where, against, None]
                 entry = Entry(
