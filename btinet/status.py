@@ -1,6 +1,7 @@
 """Where the runs of an experiment are, and how long the rest will take: told from storage alone.
 
-Neither the datasets nor a cluster are needed. A run is found by its name, and is the experiment's if its settings are.
+Neither the datasets nor a cluster are needed. A run is found by its name, and is the experiment's if its settings are
+and today's code would train it alike.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from btinet.config import BoundRun, Experiment, Run
+from btinet.config import NUMERICS, BoundRun, Experiment, Run
 from btinet.evaluation.outputs import finished_evaluation
 from btinet.progress import Failure, Progress, read_failure, read_progress
 from btinet.receipts import Receipt
@@ -182,7 +183,11 @@ def _state(run: Run, names: list[str], root: Storage) -> RunState:
     prefix = re.escape(f"{run.key.replace('/', '-')}-{run.preset}-")
     found = _read_all((name for name in names if re.fullmatch(f"{prefix}[0-9a-f]{{10}}", name)), root)
     # evaluation settings are not part of what a run is
-    states = [read_state(bound.model_copy(update={"run": run}), root) for bound in found if _is_same(bound.run, run)]
+    states = [
+        read_state(bound.model_copy(update={"run": run}), root)
+        for bound in found
+        if bound.numerics == NUMERICS and _is_same(bound.run, run)
+    ]
     return max(states, key=lambda state: state.last_sign, default=RunState(run, None, {}, {}, None))
 
 
@@ -201,7 +206,7 @@ def _others(run: Run, names: list[str], root: Storage) -> list[RunState]:
 
 
 def _read_all(names: Iterable[str], root: Storage) -> Iterable[BoundRun]:
-    """The runs in these folders, but for those of another version of the settings or the numerics."""
+    """The runs in these folders, but for those of another version of the settings."""
     for name in names:
         content = read_progress(run_folder(root, name) / "run.json")
         try:

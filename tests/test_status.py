@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from btinet import cli
-from btinet.config import load_experiment
+from btinet.config import NUMERICS, load_experiment
 from btinet.partitions import read_partition
 from btinet.progress import write_failure
 from btinet.status import failure_file, latest_message, run_states, seconds_left
@@ -87,6 +87,14 @@ def test_changed_settings_are_another_run(finished: Bench) -> None:
     content["train"]["stage1"]["learning_rate"] = 1e-5
     finished.file.write_text(yaml.safe_dump(content))
     assert [state.word for state in run_states(load_experiment(finished.file), finished.root)] == ["to do", "to do"]
+
+
+def test_a_run_of_other_numerics_is_another(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flow would train it anew; how long it took still tells something."""
+    monkeypatch.setattr("btinet.status.NUMERICS", NUMERICS + 1)
+    printed = show("plan", finished.file)
+    assert row(printed, "full/7")[1:5] == ["-", "stage1", "stage2", "evaluation"]
+    assert "of unknown duration" not in printed
 
 
 def test_evaluation_settings_repeat_the_evaluation_only(finished: Bench) -> None:
