@@ -44,7 +44,7 @@ def downloadable(table: HtmlTable, tables: dict[str, pa.Table]) -> HtmlTable:
     """The table with links to itself; as it is where it has no name."""
     if not table.name:
         return table
-    tex = Link("LaTeX", f"{table.name}.tex", _data_uri("application/x-tex", latex(table).encode()))
+    tex = Link("LaTeX", f"{table.latex_name or table.name}.tex", _data_uri("application/x-tex", latex(table).encode()))
     return replace(table, links=[*data_links(table.name, tables[table.name]), tex])
 
 

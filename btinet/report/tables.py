@@ -108,6 +108,8 @@ class HtmlTable:
     notes: list[str] = field(default_factory=list)
     name: str = ""
     """The analysis table it shows, which can then be downloaded."""
+    latex_name: str = ""
+    """What its LaTeX file is called, if not like that analysis table, which another one shows, too."""
     links: list[Any] = field(default_factory=list)
     """Downloads (downloads.Link)."""
 
@@ -143,6 +145,7 @@ def summary(segmentation_: pa.Table, classification_: pa.Table, printed: Printed
         ["Seeds", "IoU, %", "Accuracy, %"],
         rows,
         name="segmentation",
+        latex_name="summary",
     )
 
 

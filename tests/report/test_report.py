@@ -141,8 +141,9 @@ def test_hostile_names_are_text(made):
 
 @pytest.fixture(scope="module")
 def links(made):
-    """What the page offers for download: file name -> content."""
-    found = re.findall(r'download="([^"]+)" href="data:[^;]+;base64,([^"]*)"', made.page.html)
+    """What the page offers for download: file name -> content. Files of one name are one."""
+    found = set(re.findall(r'download="([^"]+)" href="data:[^;]+;base64,([^"]*)"', made.page.html))
+    assert len({name for name, _ in found}) == len(found)
     return {name: base64.b64decode(content) for name, content in found}
 
 
