@@ -24,13 +24,17 @@ def open_storage(experiment: Experiment) -> Storage:
 
 
 def check_inputs(experiment: Experiment) -> None:
-    """Find what would stop the experiment later: unknown methods, missing weights.
+    """Find what would stop the experiment later: unknown methods, an unknown encoder, missing weights.
 
     Raises:
         InputError: naming the field and the remedy.
     """
     for method in experiment.methods:
         check_method(method)
+    if "encoder" in experiment.model:  # what knows them all takes seconds to load; the presets' are known
+        from btinet.models.encoder import check_encoder
+
+        check_encoder(experiment.model["encoder"])
     _weights_paths(experiment)
 
 

@@ -147,6 +147,12 @@ def test_unknown_method() -> None:
         check_inputs(experiment)
 
 
+def test_an_unknown_encoder_is_told_before_anything_starts() -> None:
+    experiment = Experiment.model_validate(MICRO | {"model": {"encoder": "resnet50"}})
+    with pytest.raises(InputError, match=r"model.encoder: 'resnet50' is not one of timm's tf_efficientnet_b\*, "):
+        check_inputs(experiment)
+
+
 def test_unknown_run(micro: Bench) -> None:
     with pytest.raises(InputError, match=f"has no run 'phantom/btinet/full/8'; it has: {KEY}"):
         bind_one(micro.experiment, "phantom/btinet/full/8", micro.root)

@@ -46,8 +46,7 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str, drop_path: float = 0.0) -> None:
         super().__init__()
-        if not name.startswith(FAMILIES) or not timm.is_model(name):
-            raise InputError(f"model.encoder: {name!r} is not one of timm's {', '.join(FAMILIES)}*")
+        check_encoder(name)
         self.net = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
         for layer in self.net.modules():
             if isinstance(layer, nn.Conv2d) and layer.groups > 1 and (layer.kernel_size[0] > 3 or layer.stride[0] > 1):
@@ -95,6 +94,17 @@ class Encoder(nn.Module):
         if missing:
             log.warning("%s has no %s: they start from random values", path, ", ".join(missing))
         self.net.load_state_dict(given, strict=False)
+
+
+def check_encoder(name: str) -> None:
+    """Check that there is such an encoder.
+
+    Raises:
+        InputError: timm has none of this name, or not of these families.
+    """
+    if not name.startswith(FAMILIES) or not timm.is_model(name):
+        choices = ", ".join(f"{family}*" for family in FAMILIES)
+        raise InputError(f"model.encoder: {name!r} is not one of timm's {choices}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
