@@ -186,8 +186,9 @@ class TestIdentity:
         assert run_id(**change).rpartition("-")[2] != run_id().rpartition("-")[2]
 
     def test_stays_when_a_setting_is_added(self) -> None:
-        """Of results made before the gate's ablations came. A fault here makes everyone train everything again."""
-        assert run_id() == "phantom-btinet-full-42-tiny-5303e657d4"
+        """Of results made before the gate's ablations came, with that time's default weights of Tversky's loss. A fault
+        here makes everyone train everything again."""
+        assert run_id(loss={"tversky_fn": 0.7, "tversky_fp": 0.3}) == "phantom-btinet-full-42-tiny-5303e657d4"
         assert run_id(model={"gate": "sigmoid", "ungated": [], "precision": "float32"}) == run_id()
 
     @pytest.mark.parametrize("model", [{"gate": "linear"}, {"ungated": ["D2"]}, {"precision": "bfloat16"}], ids=str)

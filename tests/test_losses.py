@@ -68,7 +68,8 @@ class TestTversky:
     )
     def test_by_hand(self, p: list[list[float]], y: list[list[float]], index: float) -> None:
         expected = (1 - index) ** 0.75
-        assert focal_tversky(maps(p), maps(y), SETTINGS).item() == pytest.approx(expected)
+        settings = LossSettings(tversky_fn=0.7, tversky_fp=0.3)
+        assert focal_tversky(maps(p), maps(y), settings).item() == pytest.approx(expected)
 
     def test_is_the_mean_over_images(self) -> None:
         p, y = random_maps()
