@@ -80,7 +80,7 @@ class LossSettings(Strict):
     """Losses and their weights (Table A1; notes 3b where the paper is silent)."""
 
     tversky_fn: float = Field(0.5, ge=0)
-    """What a missed pixel counts; with ``tversky_fp`` alike, both at 0.5, the index is the soft Dice score."""
+    """What a missed pixel counts; ``tversky_fp``: a false one. With 0.5 and 0.5 the index is the soft Dice score."""
     tversky_fp: float = Field(0.5, ge=0)
     tversky_gamma: float = Field(0.75, gt=0)
     tversky_smooth: float = Field(1.0, gt=0)
