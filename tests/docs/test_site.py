@@ -93,6 +93,12 @@ def test_broken_links_are_warnings_and_there_are_no_others(built: Built) -> None
     assert len(built.warnings) == 4, built.warnings
 
 
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_what_belongs_to_a_list_item_is_indented_by_four(page: Path) -> None:
+    """With less the site ends the list, and the next item's number is 1 again; GitHub takes both."""
+    assert re.findall(r"(?<=\n\n) {1,3}\S.*", page.read_text()) == []
+
+
 def test_links_of_the_readme_exist(site: Path) -> None:
     links = re.findall(r"\]\(((?!https?:)[^)]+)\)", (REPOSITORY / "README.md").read_text())
     assert any(link.startswith("docs/") for link in links)
