@@ -72,6 +72,8 @@ def train_stage(
 ) -> Receipt | None:
     """Train a stage, or find that it is done; every rank calls this, and the first one writes.
 
+    Stage 1 trained anew, because an output of it is missing, takes stage 2 with it.
+
     Args:
         bound: the run.
         stage: 1 or 2; 2 needs a finished stage 1.
@@ -100,6 +102,8 @@ def train_stage(
         )
     if ranks.is_first:
         declare(bound, root)
+        if stage == 1:  # a stage 2 that is there was trained on weights that are about to be replaced
+            stage_folder(root, bound.run_id, 2).remove()
 
     prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
     split = load_split(root, prepared, bound.run.dataset.split, bound.run.seed)

@@ -224,6 +224,24 @@ def test_finished_stage_is_not_run_again(whole: Bench, stage: int) -> None:
     assert files(Path(whole.root.path)) == before
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_stage_2_is_not_kept_when_stage_1_is_trained_anew(
+    whole: Bench, new: Callable[[int], Bench], finished: bool
+) -> None:
+    """Its gates are of other weights, unless training repeats itself to the bit; on a GPU it may not."""
+    run = new(2)
+    if finished:
+        run.train(2)
+    else:
+        with pytest.raises(Killed):
+            run.train(2, on_progress=at(EPOCHS, 1))
+    (run.folder(1) / "model.safetensors").unlink()
+    run.train(1)
+    assert not run.folder(2).exists()
+    run.train(2)
+    assert_same(run, whole, 2)
+
+
 def test_stage_2_needs_stage_1(micro: Callable[..., Bench]) -> None:
     with pytest.raises(InputError, match=rf"stage 1 of .* is not finished: run `btinet train {KEY} --stage 1` first"):
         micro().train(2)
