@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page
 from tests.browser import chromium, quiet_page
 
 REPOSITORY = Path(__file__).parents[1]
-FOREIGN = ("AWS_", "BTINET_", "PREFECT_", "RAY_ADDRESS", "DVC_")
+FOREIGN = ("AWS_", "BTINET_", "PREFECT_", "RAY_ADDRESS", "DVC_", "MAKE", "MFLAGS", "ARGS")  # `make test ARGS=...`, too
 KEPT = ("BTINET_TEST_SHARED", "BTINET_S3_VENV")
 
 
