@@ -48,8 +48,9 @@ from btinet.training.tasks import Batch, Stage1Task
 SIZE, CLASSES, PASSES = 224, 3, 30
 BUSI_STEPS = 545 // 8
 """Steps of an epoch of BUSI's training split."""
-SHARED_STEPS, SHARED_SECONDS = 50, 300
+SHARED_STEPS, SHARED_SECONDS = {"cuda": 50, "cpu": 5}, 300
 """Of each training beside others, and how long the others wait for one."""
+CORES = os.cpu_count() or 1
 LAYOUT = torch.channels_last
 M_MMAP_THRESHOLD = -3
 OUT = Path("build/bench")
@@ -261,22 +262,23 @@ def epoch(bench: Bench) -> Iterator[Figure]:
 
 
 def sharing(bench: Bench) -> Iterator[Figure]:
-    """Several trainings at once on one GPU, against one after another."""
-    if bench.device.type == "cpu":  # whose cores one training takes up
-        return
+    """Several trainings at once on one GPU, or on a CPU whose cores they share out, against one after another."""
     alone = together(bench, 1)
     for count in (2, 4, 8):
+        if bench.device.type == "cpu" and count > CORES:
+            return
         taken = together(bench, count)
         gain = count * alone / taken
         yield Figure(f"{count} trainings at once", count * alone, taken, gain, "times as fast as one by one", "")
 
 
 def together(bench: Bench, count: int) -> float:
-    """Seconds that so many processes take for SHARED_STEPS steps each."""
+    """Seconds that so many processes take for SHARED_STEPS each."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(count + 1, timeout=SHARED_SECONDS)
     processes = [
-        context.Process(target=train_beside, args=(bench.precision, bench.device, barrier)) for _ in range(count)
+        context.Process(target=train_beside, args=(bench.precision, bench.device, CORES // count or 1, barrier))
+        for _ in range(count)
     ]
     for process in processes:
         process.start()
@@ -289,14 +291,17 @@ def together(bench: Bench, count: int) -> float:
     return taken
 
 
-def train_beside(precision: Literal["float32", "bfloat16"], device: torch.device, barrier: Barrier) -> None:
+def train_beside(
+    precision: Literal["float32", "bfloat16"], device: torch.device, threads: int, barrier: Barrier
+) -> None:
+    torch.set_num_threads(threads)
     bench = Bench(precision, 1, device)
     step = bench.step(bench.ours(), in_layout(bench.batch(8)))
     for _ in range(2):
         step()
     bench.synchronize()
     barrier.wait()
-    for _ in range(SHARED_STEPS):
+    for _ in range(SHARED_STEPS[device.type]):
         step()
     bench.synchronize()
     barrier.wait()
@@ -405,7 +410,8 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-WORKS = {function.__name__: function for function in (training, inference, bound, gates, mc, epoch, sharing)}
+# sharing first, while this process holds no memory that the others need
+WORKS = {function.__name__: function for function in (sharing, training, inference, bound, gates, mc, epoch)}
 
 
 def main() -> None:
@@ -417,12 +423,12 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.works) - WORKS.keys():
         parser.error(f"{', '.join(unknown)}: not one of {', '.join(WORKS)}")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(CORES)
     bench = Bench(given.precision, given.rounds, device_named(given.device))
     figures = [figure for name in given.works or WORKS for figure in WORKS[name](bench)]
 
     is_gpu = bench.device.type == "cuda"
-    device = torch.cuda.get_device_name(bench.device).replace(" ", "-") if is_gpu else f"cpu{os.cpu_count()}"
+    device = torch.cuda.get_device_name(bench.device).replace(" ", "-") if is_gpu else f"cpu{CORES}"
     title = f"{given.precision}-channels_last-torch{torch.__version__.split('+')[0]}-{device}"
     table = Table(*Figure._fields, title=f"{title}, {platform.processor() or platform.machine()}")
     for figure in figures:
