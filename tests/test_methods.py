@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from btinet import cli
+from btinet.analysis.detection import MANY_PASSES, REFERENCES
 from btinet.binding import bind_all
 from btinet.config import PRESETS, BoundRun, ModelSettings, load_experiment
 from btinet.evaluation.evaluate import evaluate
@@ -108,8 +109,16 @@ def test_tables(compared: Compared) -> None:
         predictions = read_partition(predictions_file(compared.bench.root, compared.bounds[row["method"]])).to_pylist()
         test = [sample for sample in predictions if (sample["stage"], sample["split"]) == (row["stage"], "test")]
         assert row["accuracy"] == pytest.approx(100 * sum(sample["correct"] for sample in test) / len(test))
+    judged: dict[bool, set[tuple[str, str, str]]] = {False: set(), True: set()}  # by score of one pass, and reference
+    for row in tables["detection_runs"].to_pylist():
+        is_reference = row["signal"] in REFERENCES
+        if row["split"] == "test" and row["auroc"] is not None and (is_reference or row["signal"] not in MANY_PASSES):
+            judged[is_reference].add((row["method"], row["task"], row["population"]))
+    tested = {(row["method"], row["task"], row["population"]) for row in tables["signal_tests"].to_pylist()}
+    assert tested == judged[True] & judged[False]  # some have failures only, or one score for all
+    assert "btinet" in {method for method, _, _ in tested}
     for name, table in tables.items():
-        if "method" in table.column_names:
+        if "method" in table.column_names and name != "signal_tests":
             methods = set(table["method"].to_pylist())
             assert methods in (set(), {"btinet"}, everything, everything - SEGMENT_ONLY, everything - {"btinet"}), name
 
