@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
@@ -99,6 +100,10 @@ def dropout_varies(method: str) -> dict[str, bool]:
     }
 
 
+def populations(rows: Iterable[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    return {(row["method"], row["task"], row["population"]) for row in rows}
+
+
 def test_tables(compared: Compared) -> None:
     tables, everything = compared.tables, set(compared.bounds)
     table5, table6 = (tables[name].to_pylist() for name in ("table5", "table6"))
@@ -109,13 +114,12 @@ def test_tables(compared: Compared) -> None:
         predictions = read_partition(predictions_file(compared.bench.root, compared.bounds[row["method"]])).to_pylist()
         test = [sample for sample in predictions if (sample["stage"], sample["split"]) == (row["stage"], "test")]
         assert row["accuracy"] == pytest.approx(100 * sum(sample["correct"] for sample in test) / len(test))
-    judged: dict[bool, set[tuple[str, str, str]]] = {False: set(), True: set()}  # by score of one pass, and reference
-    for row in tables["detection_runs"].to_pylist():
-        is_reference = row["signal"] in REFERENCES
-        if row["split"] == "test" and row["auroc"] is not None and (is_reference or row["signal"] not in MANY_PASSES):
-            judged[is_reference].add((row["method"], row["task"], row["population"]))
-    tested = {(row["method"], row["task"], row["population"]) for row in tables["signal_tests"].to_pylist()}
-    assert tested == judged[True] & judged[False]  # some have failures only, or one score for all
+    on_test = (row for row in tables["detection_runs"].to_pylist() if row["split"] == "test")
+    defined = [row for row in on_test if row["auroc"] is not None]
+    references = populations(row for row in defined if row["signal"] in REFERENCES)
+    of_one_pass = populations(row for row in defined if row["signal"] not in MANY_PASSES)
+    tested = populations(tables["signal_tests"].to_pylist())
+    assert tested == references & of_one_pass  # some methods have failures only, or one score for all
     assert "btinet" in {method for method, _, _ in tested}
     for name, table in tables.items():
         if "method" in table.column_names and name != "signal_tests":
