@@ -72,7 +72,7 @@ def train_stage(
 ) -> Receipt | None:
     """Train a stage, or find that it is done; every rank calls this, and the first one writes.
 
-    Stage 1 trained anew, because an output of it is missing, takes stage 2 with it.
+    Stage 1 trained anew, because an output of it is missing, takes stage 2 with it when it ends.
 
     Args:
         bound: the run.
@@ -102,8 +102,6 @@ def train_stage(
         )
     if ranks.is_first:
         declare(bound, root)
-        if stage == 1:  # a stage 2 that is there was trained on weights that are about to be replaced
-            stage_folder(root, bound.run_id, 2).remove()
 
     prepared = open_prepared(root, bound.run.dataset.name, bound.prepared)
     split = load_split(root, prepared, bound.run.dataset.split, bound.run.seed)
@@ -187,6 +185,8 @@ def _publish(
 ) -> Receipt:
     """Write the best weights as a whole model, the history and the receipt; then the checkpoints have served."""
     folder = stage_folder(root, bound.run_id, stage)
+    if stage == 1:  # a stage 2 that is there was trained on the weights that are replaced now
+        stage_folder(root, bound.run_id, 2).remove()
     task.trained.load_state_dict(trained.best_weights)
     weights = {name: tensor.cpu().contiguous() for name, tensor in task.model.state_dict().items()}
     (folder / MODEL_FILE).write_bytes(save(weights))
