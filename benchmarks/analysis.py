@@ -76,6 +76,7 @@ def predictions(dataset: str, method: str, seed: int, split: str, n: int) -> pa.
         "conf": 1 / (1 + np.exp(difficulty - 2 + rng.normal(size=n))),
         "has_mask": rng.random(n) < (1 if dataset == "ham10000" else 0.86),
         "empty_pred": np.zeros(n, bool),
+        "mask_conf": 1 / (1 + np.exp(difficulty - 2 + rng.normal(size=n))),
         **{name: rng.random(n) for name in ("mc_seg_var", "mc_seg_entropy", "mc_seg_mi")},
         **{name: rng.random(n) for name in ("mc_clf_entropy", "mc_clf_mi", "mc_clf_var")},
         **{name: rng.random(n) for name in ("mc_head_clf_entropy", "mc_head_clf_mi", "mc_head_clf_var")},

@@ -64,5 +64,18 @@ def binary_entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p) + torch.special.entr(1 - p)
 
 
+def mask_confidence(p: Tensor) -> Tensor:
+    """Soft Dice of probability maps [B, ...] with their own masks (p >= 0.5), [B] in [0, 1].
+
+    The expected Dice if the map is calibrated (Borges et al. 2025, Soft Dice Confidence); where the mask is empty,
+    one less the largest probability.
+    """
+    p = p.flatten(1)
+    mask = (p >= 0.5).to(p.dtype)
+    area = mask.sum(1)
+    dice = 2 * (p * mask).sum(1) / (p.sum(1) + area)
+    return torch.where(area > 0, dice, 1 - p.amax(1))
+
+
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / denominator.clamp_min(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 import btinet.torchvision_compat  # noqa: F401  isort: skip  (must come before torchmetrics)
 from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex, BinaryPrecision, BinaryRecall
 
-from btinet.metrics import binary_entropy, entropy, foreground, overlap
+from btinet.metrics import binary_entropy, entropy, foreground, mask_confidence, overlap
 
 
 def mask(*pixels: int) -> Tensor:
@@ -50,6 +50,21 @@ def test_by_hand(
     assert result.dice.tolist() == pytest.approx([dice])
     assert result.precision.tolist() == pytest.approx([precision])
     assert result.recall.tolist() == pytest.approx([recall])
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ((1, 1, 0, 0), 1),
+        ((0.9, 0.6, 0.2, 0.1), 2 * 1.5 / (1.8 + 2)),
+        ((0.5, 0.4, 0.4, 0.4), 2 * 0.5 / (1.7 + 1)),
+        ((0.3, 0.2, 0, 0), 0.7),  # empty: the less it comes near to marking anything
+        ((0, 0, 0, 0), 1),
+    ],
+)
+def test_mask_confidence(p: tuple[float, ...], expected: float) -> None:
+    maps = torch.tensor([p, (1, 1, 1, 1)]).view(2, 1, 2, 2)
+    assert mask_confidence(maps).tolist() == pytest.approx([expected, 1])
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from btinet.errors import InputError
+from btinet.evaluation.schema import PREDICTIONS
 from btinet.partitions import read_partition
 from btinet.storage import Storage
 
@@ -35,7 +36,7 @@ class EvaluatedRun:
 
 
 def load_predictions(storage_root: Storage, run_ids: Sequence[str]) -> pa.Table:
-    """Read the predictions of these runs, and no others', in the order given.
+    """Read the predictions of these runs, and no others', in the order given; what earlier versions lack is null.
 
     Raises:
         InputError: no run is asked for, or some have no predictions; all of these are named.
@@ -47,7 +48,8 @@ def load_predictions(storage_root: Storage, run_ids: Sequence[str]) -> pa.Table:
     missing = [run_id for run_id in run_ids if run_id not in files]
     if missing:
         raise InputError(f"{folder}: no predictions of {', '.join(missing)}; evaluate these runs first")
-    return pa.concat_tables([read_partition(files[run_id]) for run_id in dict.fromkeys(run_ids)])
+    tables = [read_partition(files[run_id]) for run_id in dict.fromkeys(run_ids)]
+    return pa.concat_tables([PREDICTIONS.empty_table(), *tables], promote_options="default")
 
 
 def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:

@@ -142,8 +142,9 @@ CONTRACTS = {
     ),
     "table_a2": Contract(
         CHOICE,
-        "Table A2: a setting and detector of segmentation failures: mc, mc_lesion (not in the paper), combined_oracle "
-        "and combined_validation (neg_delta weighted by AUROC), best_oracle and best_validation (signal and level)",
+        "Table A2: a setting and detector of segmentation failures: mc, mc_lesion and one_minus_mask_conf (not in the "
+        "paper), combined_oracle and combined_validation (neg_delta weighted by AUROC), best_oracle and "
+        "best_validation (signal and level)",
     ),
     "table_a3": Contract(LEVELS_TABLE, "Tables A3, A7, A12: a setting, signal and level, for segmentation failures"),
     "table_a4": Contract(LEVELS_TABLE, "Tables A4, A8, A13: a setting, signal and level, for classification failures"),

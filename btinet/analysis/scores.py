@@ -98,7 +98,7 @@ def populations(samples: pa.Table, positives_of_clf: bool) -> list[Population]:
 
 
 def single_scores(population: Population) -> list[Score]:
-    """Every signal at every level, Monte Carlo dropout's, and 1 - confidence."""
+    """Every signal at every level, Monte Carlo dropout's, and the confidence in class and mask."""
     rows = population.samples
     signals = [
         Score(name, level, values(rows, index))
@@ -106,7 +106,10 @@ def single_scores(population: Population) -> list[Score]:
         for index, level in enumerate(LEVELS)
     ]
     mc = [Score(name, None, _dropout_values(rows, column)) for name, column in MC[population.task].items()]
-    return [*signals, *mc, Score("one_minus_conf", None, 1 - numbers(rows["conf"]))]
+    confidence = [Score("one_minus_conf", None, 1 - numbers(rows["conf"]))]
+    if population.task == "seg":
+        confidence.append(Score("one_minus_mask_conf", None, 1 - numbers(rows["mask_conf"])))
+    return [*signals, *mc, *confidence]
 
 
 def combined(signal: str, scores: Sequence[Score], weights: Sequence[float], where: str) -> Score:

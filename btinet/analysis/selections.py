@@ -93,6 +93,7 @@ def table_a2(detection: Sequence[Row]) -> Iterator[Row]:
             {
                 "mc": found.test["mc", None],
                 "mc_lesion": found.test["mc_lesion", None],
+                "one_minus_mask_conf": found.test["one_minus_mask_conf", None],
                 "combined_oracle": found.test["neg_delta_weighted_oracle", None],
                 "combined_validation": found.test["neg_delta_weighted_validation", None],
                 "best_oracle": found.best("test"),

@@ -20,7 +20,7 @@ from btinet.evaluation.pictures import images_file, mask_png, variance_png, writ
 from btinet.evaluation.run_table import write_run
 from btinet.evaluation.schema import PREDICTIONS
 from btinet.losses import soft_iou
-from btinet.metrics import entropy, foreground, overlap
+from btinet.metrics import entropy, foreground, mask_confidence, overlap
 from btinet.models.method import Method
 from btinet.models.place import for_inference, place
 from btinet.partitions import write_partition
@@ -100,7 +100,7 @@ def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_pictures:
     predicted = foreground(output.seg_logits)
     pred_area = predicted.sum((1, 2, 3)).cpu()  # waits for the device, so that the time is the pass's
     latency = (time.perf_counter() - began) * 1000 / len(batch.labels)
-    truth = batch.masks > 0
+    truth, p = batch.masks > 0, output.seg_logits.sigmoid()
     pixels = overlap(predicted, truth)
     columns: dict[str, Any] = {
         "gt_area": truth.sum((1, 2, 3)),
@@ -113,7 +113,8 @@ def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_pictures:
         "dice": pixels.dice,
         "precision": pixels.precision,
         "recall": pixels.recall,
-        "soft_iou": soft_iou(output.seg_logits.sigmoid(), batch.masks),
+        "soft_iou": soft_iou(p, batch.masks),
+        "mask_conf": mask_confidence(p),
         "empty_pred": pred_area == 0,
         "latency_ms": [latency] * len(batch.labels),
     }

@@ -39,6 +39,7 @@ PREDICTIONS = pa.schema(
         # segmentation at the prepared size, mask at p >= 0.5
         *_fields(pa.int32(), "tp", "fp", "fn", "pred_area"),
         *_fields(pa.float32(), "iou", "dice", "precision", "recall", "soft_iou"),  # 0 where 0/0
+        *_fields(pa.float32(), "mask_conf", nullable=True),  # soft Dice with its own mask; null in earlier results
         *_fields(pa.bool_(), "empty_pred"),
         *_fields(pa.binary(), "mask_png", nullable=True),  # predicted mask, 1-bit PNG; test split of stage 2 only
         # gate signals (null for methods without them)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from btinet.evaluation.schema import LEVELS
+from btinet.metrics import mask_confidence
 from btinet.models.method import Method
 from btinet.models.output import Output, Signals
 
@@ -43,18 +44,6 @@ class SinglePass(nn.Module):
         if output.clf_logits is not None:
             named["class_probability"] = output.clf_logits.softmax(1)
         return named | (output.signals._asdict() if output.signals is not None else {})
-
-
-def mask_confidence(p: Tensor) -> Tensor:
-    """Soft Dice of a probability map [B, S, S] with its own mask (p >= 0.5), [B] in [0, 1].
-
-    The expected Dice if the map is calibrated (Borges et al. 2025, Soft Dice Confidence); where the mask is empty,
-    one less the largest probability.
-    """
-    mask = (p >= 0.5).float()
-    area = mask.sum((1, 2))
-    dice = 2 * (p * mask).sum((1, 2)) / (p.sum((1, 2)) + area)
-    return torch.where(area > 0, dice, 1 - p.amax((1, 2)))
 
 
 def numbers(outputs: dict[str, Tensor], classes: tuple[str, ...]) -> list[dict[str, float]]:

@@ -212,7 +212,7 @@ def _w_seg_lines() -> list[Line]:
 
 
 def _chosen_lines(tables: dict[str, pa.Table], task: str) -> list[Line]:
-    """The best signal on test, the one that validation chooses, Monte Carlo dropout, and for classes the confidence."""
+    """The best signal on test, the one that validation chooses, Monte Carlo dropout, and the task's own confidence."""
     table, prefix = (tables["table_a2"], "best") if task == "seg" else (tables["table3"], "upa")
     chosen = {row["detector"]: row for row in table.to_pylist() if row["signal"]}
     lines = []
@@ -225,7 +225,11 @@ def _chosen_lines(tables: dict[str, pa.Table], task: str) -> list[Line]:
             lines.append(Line(row["signal"], row["level"], label, colour, style))
     lines.append(Line("mc", None, "MC dropout", COLOURS[1], "--"))
     if task == "seg":
-        return [*lines, Line("mc_lesion", None, "MC dropout, over the lesion", COLOURS[3], "--")]
+        return [
+            *lines,
+            Line("mc_lesion", None, "MC dropout, over the lesion", COLOURS[3], "--"),
+            Line("one_minus_mask_conf", None, "1 − mask confidence", COLOURS[4], ":"),
+        ]
     return [*lines, Line("one_minus_conf", None, "1 − conf", COLOURS[3], "--")]
 
 

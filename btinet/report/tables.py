@@ -24,6 +24,7 @@ SIGNAL_LABELS = {
     "mc_var": "MC variance",
     "mc_lesion": "MC variance over the lesion",
     "one_minus_conf": "1 − conf",
+    "one_minus_mask_conf": "1 − mask confidence",
     "w_seg": "w_seg",
     "w_clf": "w_clf",
     "neg_delta": "−delta",
@@ -43,6 +44,7 @@ DETECTOR_LABELS = {
 CHOICE_LABELS = {
     "mc": "MC dropout",
     "mc_lesion": "MC dropout, over the lesion",
+    "one_minus_mask_conf": "1 − mask confidence",
     "mean": "−delta, mean of levels",
     "combined_oracle": "−delta, levels weighted by AUROC (oracle)",
     "combined_validation": "−delta, levels weighted by AUROC on validation",

@@ -50,6 +50,7 @@ def sample(number, iou=0.8, y_true=0, y_pred=0, split="test", stage=2, **fields)
         "iou": iou,
         **dict.fromkeys(("dice", "precision", "recall"), dice),
         "soft_iou": iou,
+        "mask_conf": 0.8,
         "empty_pred": False,
         **{name: [0.5] * 4 for name in LEVELLED},
         "mc_seg_var": 0.1,

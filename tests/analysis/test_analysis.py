@@ -387,6 +387,30 @@ def test_load_reads_only_the_runs_asked_for(tmp_path):
         load_predictions(root, [])
 
 
+def test_what_results_of_earlier_versions_lack_is_null(tmp_path):
+    root = Storage(str(tmp_path))
+    rows = {
+        name: table(
+            as_run(
+                [sample(i, iou=iou, split=split) for split in ("val", "test") for i, iou in enumerate((0.2, 0.8, 0.9))],
+                run_id=name,
+                seed=seed,
+            )
+        )
+        for seed, name in enumerate(("earlier", "now"))
+    }
+    rows["earlier"] = rows["earlier"].drop_columns(["mask_conf"])
+    for name, rows_ in rows.items():
+        write_partition(
+            root / "results" / "predictions" / "dataset=phantom" / "method=btinet" / f"{name}.parquet", rows_
+        )
+    found = load_predictions(root, ["earlier", "now"])
+    assert found["mask_conf"].null_count == len(rows["earlier"])
+    detection = analyse(found)["detection_runs"]
+    assert only(detection, run_id="earlier", signal="one_minus_mask_conf", split="test")["auroc"] is None
+    assert only(detection, run_id="earlier", signal="mc", task="seg", split="test")["n"] == 3
+
+
 def test_import_is_light():
     code = "import sys, btinet.analysis; print({'torch', 'ray', 'prefect', 'dvc'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,6 +24,7 @@ def random_run(seed, n=40, **fields):
                 name: float(rng.random())
                 for name in (
                     "conf",
+                    "mask_conf",
                     "mc_seg_var",
                     "mc_clf_entropy",
                     "mc_clf_mi",
@@ -103,6 +104,17 @@ def test_dropout_over_the_lesion_finds_an_empty_mask_most_uncertain():
     assert only(found["table_a2"], detector="mc_lesion")["auroc"] == row["auroc"]
 
 
+def test_the_masks_own_confidence_is_a_score_of_segmentation(rows, tables):
+    test = of(rows, 1, "test")
+    found = only(tables["detection_runs"], **SEG, split="test", seed=1, signal="one_minus_mask_conf")
+    assert found["auroc"] == pytest.approx(
+        roc_auc_score(values(test, "iou") < 0.5, -values(test, "mask_conf")), abs=1e-6
+    )
+    of_both = only(tables["detection"], **SEG, split="test", signal="one_minus_mask_conf")
+    assert only(tables["table_a2"], detector="one_minus_mask_conf")["auroc"] == of_both["auroc"]
+    assert {row["task"] for row in tables["detection"].to_pylist() if row["signal"] == "one_minus_mask_conf"} == {"seg"}
+
+
 def test_choices_are_rows_of_the_detection_table(tables):
     detection = [row for row in tables["detection"].to_pylist() if row["task"] == "seg"]
     candidates = [row for row in detection if row["signal"] in ("neg_delta", "neg_align", "seg_energy", "w_seg")]
@@ -175,7 +187,7 @@ def test_positives_are_counted_apart_only_where_there_are_others(rows, tables):
 def test_signal_tests(tables, reference):
     where = {"task": "seg", "seed": 1, "reference": reference}
     rows = [row for row in tables["signal_tests"].to_pylist() if where.items() <= row.items()]
-    assert len(rows) == 6 * 4 + 1 + 3  # signals, 1 - confidence, combinations: nothing of many passes
+    assert len(rows) == 6 * 4 + 2 + 3  # signals, confidences, combinations: nothing of many passes
     against = only(tables["detection_runs"], **SEG, split="test", seed=1, signal=reference)
     for row in rows:
         own = only(tables["detection_runs"], **SEG, split="test", seed=1, signal=row["signal"], level=row["level"])

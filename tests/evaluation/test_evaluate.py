@@ -95,7 +95,7 @@ class TestTable:
 
     def test_bounds(self, rows: list[dict[str, Any]]) -> None:
         bounds = {
-            **dict.fromkeys(("iou", "dice", "precision", "recall", "soft_iou", "conf", "mc_iou"), (0, 1)),
+            **dict.fromkeys(("iou", "dice", "precision", "recall", "soft_iou", "mask_conf", "conf", "mc_iou"), (0, 1)),
             **dict.fromkeys(("w_seg", "w_clf"), (0, 1)),
             "align": (-1 - 1e-6, 1 + 1e-6),
             **dict.fromkeys(("seg_energy", "clf_energy"), (0, np.inf)),
@@ -172,6 +172,7 @@ class TestTable:
                     "precision": precision_score(*flat, zero_division=0),
                     "recall": recall_score(*flat, zero_division=0),
                     "soft_iou": overlap / (p.sum() + truth.sum() - overlap),
+                    "mask_conf": 2 * (p * mask).sum() / (p + mask).sum() if mask.any() else 1 - p.max(),
                     "probs": probs,
                     "conf": probs.max(),
                     "y_pred": probs.argmax(),

@@ -111,6 +111,7 @@ def _predictions(
                 "precision": tp / max(1, tp + fp),
                 "recall": tp / max(1, tp + fn),
                 "soft_iou": tp / max(1, tp + fp + fn),
+                "mask_conf": tp / max(1, tp + fp),
                 "empty_pred": not mask.any(),
             }
             if split == "test":
