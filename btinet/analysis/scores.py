@@ -108,7 +108,7 @@ def single_scores(population: Population) -> list[Score]:
     mc = [Score(name, None, _dropout_values(rows, column)) for name, column in MC[population.task].items()]
     confidence = [Score("one_minus_conf", None, 1 - numbers(rows["conf"]))]
     if population.task == "seg":
-        confidence.append(Score("one_minus_mask_conf", None, 1 - numbers(rows["mask_conf"])))
+        confidence.append(Score("one_minus_mask_conf", None, _mask_doubt(rows)))
     return [*signals, *mc, *confidence]
 
 
@@ -160,6 +160,11 @@ def _dropout_values(rows: pa.Table, column: str) -> Floats:
     segmentations are judged on samples that have one."""
     values = numbers(rows[column])
     return np.where(values == 0, MOST_VARIANCE, values) if column == "mc_seg_var_fg" else values
+
+
+def _mask_doubt(rows: pa.Table) -> Floats:
+    """1 - the mask's confidence in itself, [n]; 1 for an empty one, as for dropout and for the same reason."""
+    return 1 - numbers(rows["mask_conf"]) * (numbers(rows["empty_pred"]) == 0)
 
 
 def _wrong(samples: pa.Table) -> NDArray[np.bool_] | None:

@@ -115,6 +115,18 @@ def test_the_masks_own_confidence_is_a_score_of_segmentation(rows, tables):
     assert {row["task"] for row in tables["detection"].to_pylist() if row["signal"] == "one_minus_mask_conf"} == {"seg"}
 
 
+def test_an_empty_mask_has_no_confidence_where_there_is_a_lesion():
+    """Failures: an empty mask, and one that is less sure of itself than two of the three good ones."""
+    confidences = ((0.0, 1.0, True), (0.3, 0.7, False), (0.8, 0.9, False), (0.8, 0.8, False), (0.8, 0.6, False))
+    found = analyse(
+        table(
+            [sample(i, iou=iou, mask_conf=value, empty_pred=empty) for i, (iou, value, empty) in enumerate(confidences)]
+        )
+    )
+    row = only(found["detection"], **SEG, split="test", signal="one_minus_mask_conf")
+    assert row["auroc"] == pytest.approx((3 + 2) / 6)
+
+
 def test_choices_are_rows_of_the_detection_table(tables):
     detection = [row for row in tables["detection"].to_pylist() if row["task"] == "seg"]
     candidates = [row for row in detection if row["signal"] in ("neg_delta", "neg_align", "seg_energy", "w_seg")]
