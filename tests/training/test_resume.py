@@ -242,6 +242,15 @@ def test_stage_2_is_not_kept_when_stage_1_is_trained_anew(
     assert_same(run, whole, 2)
 
 
+def test_stage_2_is_kept_until_stage_1_is_trained_anew(new: Callable[[int], Bench]) -> None:
+    run = new(2)
+    run.train(2)
+    (run.folder(1) / "model.safetensors").unlink()
+    with pytest.raises(Killed):
+        run.train(1, on_progress=at(1, 1))
+    assert (run.folder(2) / "receipt.json").exists()
+
+
 def test_stage_2_needs_stage_1(micro: Callable[..., Bench]) -> None:
     with pytest.raises(InputError, match=rf"stage 1 of .* is not finished: run `btinet train {KEY} --stage 1` first"):
         micro().train(2)
