@@ -7,6 +7,8 @@ names and not in the files.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from btinet.config import Run
@@ -30,6 +32,13 @@ def read_partition(file: Storage) -> pa.Table:
         field = pa.field(column, pa.string(), nullable=False)
         table = table.add_column(0, field, pa.array([value] * len(table), pa.string()))
     return table
+
+
+def read_partitions(files: Iterable[Storage], schema: pa.Schema) -> pa.Table:
+    """Read tables one after the other, with at least the columns of ``schema``; a column that some of them lack, as
+    those of earlier versions may, is null there."""
+    tables = [read_partition(file) for file in files]
+    return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
 
 
 def _partition(file: Storage) -> dict[str, str]:

@@ -16,7 +16,7 @@ from btinet.datasets.prepared import DUPLICATES_FILE, MANIFEST_FILE, SAMPLES_FIL
 from btinet.errors import InputError
 from btinet.evaluation.outputs import finished_evaluation
 from btinet.evaluation.schema import IMAGES, LEVELS
-from btinet.partitions import read_partition
+from btinet.partitions import read_partition, read_partitions
 from btinet.report import ResultTables, dataset_page, write
 from btinet.report.drawing import Drawing
 from btinet.storage import Storage
@@ -136,10 +136,8 @@ def find_runs(root: Storage, patterns: Sequence[str]) -> list[str]:
 
 
 def _read_all(files: Iterable[Storage], names: set[str], schema: pa.Schema = RUN_ID) -> pa.Table:
-    """The tables in the files of these names, one after the other, with at least the columns of ``schema``; a column
-    that some of them lack is null there."""
-    tables = [read_partition(file) for file in files if file.name.removesuffix(".parquet") in names]
-    return pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
+    """The tables in the files of these names, see :func:`btinet.partitions.read_partitions`."""
+    return read_partitions((file for file in files if file.name.removesuffix(".parquet") in names), schema)
 
 
 def _write_dataset_page(root: Storage, name: str, prepared: str, folder: Storage) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from btinet.errors import InputError
 from btinet.evaluation.schema import PREDICTIONS
-from btinet.partitions import read_partition
+from btinet.partitions import read_partitions
 from btinet.storage import Storage
 
 RUN = pa.schema(
@@ -48,8 +48,7 @@ def load_predictions(storage_root: Storage, run_ids: Sequence[str]) -> pa.Table:
     missing = [run_id for run_id in run_ids if run_id not in files]
     if missing:
         raise InputError(f"{folder}: no predictions of {', '.join(missing)}; evaluate these runs first")
-    tables = [read_partition(files[run_id]) for run_id in dict.fromkeys(run_ids)]
-    return pa.concat_tables([PREDICTIONS.empty_table(), *tables], promote_options="default")
+    return read_partitions((files[run_id] for run_id in dict.fromkeys(run_ids)), PREDICTIONS)
 
 
 def evaluated_runs(predictions: pa.Table) -> list[EvaluatedRun]:

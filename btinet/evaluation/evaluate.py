@@ -100,7 +100,8 @@ def _evaluate_batch(model: Method, batch: Batch, bound: BoundRun, with_pictures:
     predicted = foreground(output.seg_logits)
     pred_area = predicted.sum((1, 2, 3)).cpu()  # waits for the device, so that the time is the pass's
     latency = (time.perf_counter() - began) * 1000 / len(batch.labels)
-    truth, p = batch.masks > 0, output.seg_logits.sigmoid()
+    truth = batch.masks > 0
+    p = output.seg_logits.sigmoid()
     pixels = overlap(predicted, truth)
     columns: dict[str, Any] = {
         "gt_area": truth.sum((1, 2, 3)),

@@ -372,12 +372,15 @@ def test_every_printed_method_has_a_place():
 # reading
 
 
+def predictions_of(run_id, root):
+    return root / "results" / "predictions" / "dataset=phantom" / "method=btinet" / f"{run_id}.parquet"
+
+
 def test_load_reads_only_the_runs_asked_for(tmp_path):
     root = Storage(str(tmp_path))
     for name in ("a", "b", "c"):
-        file = root / "results" / "predictions" / "dataset=phantom" / "method=btinet" / f"{name}.parquet"
-        write_partition(file, table(as_run([sample(0)], run_id=name)))
-    (tmp_path / "results/predictions/dataset=phantom/method=btinet/c.parquet").write_bytes(b"torn")
+        write_partition(predictions_of(name, root), table(as_run([sample(0)], run_id=name)))
+    predictions_of("c", root).write_bytes(b"torn")
     loaded = load_predictions(root, ["b", "a"])
     assert loaded["run_id"].to_pylist() == ["b", "a"]
     assert loaded.schema.equals(PREDICTIONS)
@@ -401,9 +404,7 @@ def test_what_results_of_earlier_versions_lack_is_null(tmp_path):
     }
     rows["earlier"] = rows["earlier"].drop_columns(["mask_conf"])
     for name, rows_ in rows.items():
-        write_partition(
-            root / "results" / "predictions" / "dataset=phantom" / "method=btinet" / f"{name}.parquet", rows_
-        )
+        write_partition(predictions_of(name, root), rows_)
     found = load_predictions(root, ["earlier", "now"])
     assert found["mask_conf"].null_count == len(rows["earlier"])
     detection = analyse(found)["detection_runs"]
